@@ -115,6 +115,21 @@ class NextHop:
     credentials_name: str = ""  # whose account we use, "" for none
 
 
+class HopCondition(StrEnum):
+    OPEN = "open"
+    PAUSED = "paused"  # in trouble: nobody tries before the pause is over
+    PROBING = "probing"  # the pause is over: one attempt may try
+
+
+@dataclass(frozen=True, slots=True)
+class HopState:
+    """Whether mail may be tried at a next hop now."""
+
+    condition: HopCondition
+    scope: Scope | None = None  # of the trouble, None while open
+    until_monotonic: float = 0.0  # when a pause ends
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     scope: Scope
