@@ -1,7 +1,7 @@
-"""A private Postfix: its own configuration, queue and data folders, one loopback port, stopped by its own pid file.
+"""A private Postfix: configuration, queue and data folders of its own, one loopback port.
 
-As next hop it delivers into a Maildir, as relay it hands on to a smart host; otherwise it is as its authors ship it.
-It needs root, as every Postfix does.
+As next hop it delivers into a Maildir, as relay it hands on to a smart host; otherwise it is as its authors
+ship it. It needs root, as every Postfix does.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ postlog    unix-dgram n  -  n  -  1  postlogd
 class Postfix:
     """One instance below ``directory``.
 
-    ``smart_host_port``: everything is handed on to that loopback port. Without it everything is delivered into
-    ``self.maildir``. ``parameters`` go to main.cf as they are. ``queue_directory`` may lie elsewhere (on an SD card).
+    ``smart_host_port``: everything is handed on to that loopback port; without it, everything is delivered
+    into ``self.maildir``. ``parameters`` go to main.cf as they are. The queue may lie elsewhere (on an SD card).
     """
 
     def __init__(

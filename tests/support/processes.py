@@ -55,8 +55,8 @@ def cpu_seconds(root_pid: int) -> float:
     """CPU time that a family has used so far, its dead included.
 
     For each living process: its own clock (to the nanosecond, all its threads), and what the kernel noted of
-    the children it has waited for. A difference of two such sums is right as long as every child that ended in
-    between was waited for by its parent, as master(8) and we do.
+    the children it has waited for. A difference of two such sums is right as long as every child that ended
+    in between was waited for by its parent, as master(8) and we do.
     """
     return sum(_own_cpu_seconds(pid) + _waited_for_cpu_seconds(pid) for pid in family(root_pid))
 
@@ -84,5 +84,7 @@ def memory_bytes(root_pid: int, kind: str) -> int:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith(f"{kind}:"))
+        total += sum(
+            int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith(f"{kind}:")
+        )
     return total

@@ -1,8 +1,8 @@
 """An SD card for tests and bench: a disk in a FUSE file, below a loop device with ext4.
 
-The kernel's writes and flushes reach the FUSE process one at a time, which makes each take as long as a card would,
-counts them, and (``log=True``) keeps them in order, so that ``tests.support.power_cut`` can rebuild the disk as it
-was at any moment. It needs root, /dev/fuse and loop devices: ``why_not()`` says what is missing.
+The kernel's writes and flushes reach the FUSE process one at a time, which makes each take as long as a card
+would, counts them, and (``log=True``) keeps them in order, so that ``tests.support.power_cut`` can rebuild
+the disk as it was at any moment. It needs root, /dev/fuse and loop devices: ``why_not()`` says what is missing.
 
 Run as a program it is that FUSE process.
 """
@@ -20,7 +20,7 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ WRITE, FLUSH = b"W", b"F"
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds a request takes. The defaults are a middling card's: a new file with fsync takes 11 ms on it."""
+    """Seconds a request takes. The defaults are a middling card's: a new file with fsync takes 11 ms."""
 
     random_write: float = 1.5e-3
     sequential_write: float = 0.2e-3  # it starts where the last write ended
@@ -59,9 +59,7 @@ class Counters:
 class SdCard:
     """An ext4 file system on such a disk, mounted at ``self.path`` as long as the context lasts."""
 
-    def __init__(
-        self, directory: Path, *, size_bytes: int, costs: Costs = FREE, log: bool = False
-    ) -> None:
+    def __init__(self, directory: Path, *, size_bytes: int, costs: Costs = FREE, log: bool = False) -> None:
         self.path = directory / "card"
         self.base = directory / "base.img"  # the disk before anything was mounted; kept only with a log
         self.log = directory / "writes.log"
@@ -77,7 +75,9 @@ class SdCard:
         try:
             self._make_image()
             self._serve()
-            self._loop_device = _run("losetup", "--show", "--find", "--direct-io=on", str(self._fuse / "disk"))
+            self._loop_device = _run(
+                "losetup", "--show", "--find", "--direct-io=on", str(self._fuse / "disk")
+            )
             self.path.mkdir()
             _run("mount", "-t", "ext4", self._loop_device, str(self.path))
         except BaseException:
@@ -86,10 +86,8 @@ class SdCard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.path.is_mount():
-            # Who still holds a file open there must not keep the whole test machine from being cleaned up.
-            if subprocess.run(["umount", str(self.path)], check=False).returncode:
-                _run("umount", "--lazy", str(self.path))
+        if self.path.is_mount() and subprocess.run(["umount", str(self.path)], check=False).returncode:
+            _run("umount", "--lazy", str(self.path))  # somebody holds a file open: still clean up
         if self._loop_device:
             _run("losetup", "--detach", self._loop_device)
             self._loop_device = ""
@@ -108,7 +106,9 @@ class SdCard:
     def _make_image(self) -> None:
         with self._image.open("wb") as image:
             image.truncate(self._size_bytes)
-        _run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self._image))
+        _run(
+            "mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self._image)
+        )
         if self._logged:
             _run("cp", "--sparse=always", str(self._image), str(self.base))
             self.log.touch()
@@ -157,7 +157,7 @@ def _import_fuse() -> Any:
 
 
 class _Disk:
-    """The FUSE operations: /disk is the disk, /counters tells what it did. libfuse calls them one at a time."""
+    """The FUSE operations: /disk is the disk, /counters tells what it did. They come one at a time."""
 
     def __init__(self, image: Path, costs: Costs, log: Path | None) -> None:
         self._image = os.open(image, os.O_RDWR)
@@ -198,7 +198,7 @@ class _Disk:
 
     def read(self, path: str, length: int, offset: int, _handle: int) -> bytes:
         if path == "/counters":
-            counters = {"writes": self._writes, "bytes_written": self._bytes_written, "flushes": self._flushes}
+            counters = asdict(Counters(self._writes, self._bytes_written, self._flushes))
             return json.dumps(counters).encode()[offset : offset + length]
         started_at = time.monotonic()
         data = os.pread(self._image, length, offset)
