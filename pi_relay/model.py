@@ -142,6 +142,7 @@ class DeliveryReport:
     """What became of each recipient of one attempt: {position in the envelope: outcome}."""
 
     results: Mapping[int, tuple[NextHop | None, Reply | Failure]]
+    notify_handed_on: frozenset[int] = frozenset()  # positions whose NOTIFY the next hop took over (RFC 3461)
 
 
 @dataclass(frozen=True, slots=True)
