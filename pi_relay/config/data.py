@@ -1,7 +1,7 @@
 """The admin's TOML file as frozen data.
 
-Rules: every error of the file is reported at once, with line, key and hint; a key whose feature is not in
-this version is refused, never ignored. It must not know sockets, the queue or the clock.
+Rules: frozen dataclasses only; a field is named like its key, with the unit at the end. Paths are absolute,
+domains in patterns are A-labels in lower case. It must not know TOML, nor how a value is checked.
 """
 
 from __future__ import annotations

@@ -1,0 +1,158 @@
+"""The admin's TOML file as frozen data.
+
+Rules: every error of the file is reported at once, with line, key and hint; a key whose feature is not in
+this version is refused, never ignored. It must not know sockets, the queue or the clock.
+
+Inside: data (the dataclasses) · schema (every key, in one table) · kinds (what a value may be) · reading
+(document to data) · rules (what keys mean together) · secret_files, machine (what is looked up) · findings,
+locate (what is said, and where) · reference (docs/configuration.md).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from . import secret_files
+from .data import (
+    DEFAULT_LISTENERS,
+    DEFAULT_PATH,
+    MB,
+    Config,
+    Device,
+    Direct,
+    Dkim,
+    Listener,
+    Log,
+    Queue,
+    Route,
+    SmartHost,
+    Submission,
+    Tls,
+)
+from .findings import ConfigInvalid, Finding, Report, Severity, in_words
+from .kinds import Wrong
+from .machine import runtime_directory, state_directory
+from .reading import read
+from .rules import RULES
+from .schema import NOT_YET
+
+__all__ = [
+    "DEFAULT_LISTENERS",
+    "DEFAULT_PATH",
+    "MB",
+    "NOT_YET",
+    "Config",
+    "ConfigInvalid",
+    "Device",
+    "Direct",
+    "Dkim",
+    "Finding",
+    "Listener",
+    "Log",
+    "Queue",
+    "Route",
+    "Severity",
+    "SmartHost",
+    "Submission",
+    "Tls",
+    "check",
+    "in_words",
+    "load",
+    "runtime_directory",
+    "state_directory",
+]
+
+_FILE_SIZE_MAX_BYTES = 1024 * 1024
+_TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column \d+|(end of document))\)")
+
+
+def load(path: Path) -> Config:
+    """The configuration in ``path``. Raises ConfigInvalid with everything that is wrong with it."""
+    config, findings = check(path)
+    if config is None:
+        raise ConfigInvalid(path, findings)
+    return config
+
+
+def check(path: Path, *, not_yet: Collection[str] = NOT_YET) -> tuple[Config | None, list[Finding]]:
+    """The configuration, None where there is any error, and all findings in the order of the file.
+
+    ``not_yet``: the keys to refuse as not available, in the form of schema.NOT_YET.
+    """
+    try:
+        text = _text(path)
+        document = _document(text)
+    except _Unreadable as unreadable:
+        return None, [unreadable.finding]
+    report = Report(text, document)
+    config = read(document, path.absolute(), report, not_yet)
+    for rule in RULES:
+        rule(config, report)
+    findings = report.findings()
+    is_good = all(finding.severity is Severity.WARNING for finding in findings)
+    return (config if is_good else None), findings
+
+
+class _Unreadable(Exception):
+    def __init__(self, line: int, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.finding = Finding(line, "", Severity.ERROR, message, hint)
+
+
+def _text(path: Path) -> str:
+    try:
+        data = secret_files.read_regular(path, _FILE_SIZE_MAX_BYTES)
+    except Wrong as wrong:
+        raise _Unreadable(0, wrong.message, wrong.hint) from None
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _Unreadable(line, "is not UTF-8 text", "save the file as UTF-8 in your editor") from None
+
+
+def _document(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise _Unreadable(1, "is nested too deeply", "take brackets away") from None
+    except ValueError as error:
+        message = str(error)
+        place = _TOML_PLACE.search(message)
+        line = text.count("\n") + 1
+        if place is None:
+            line = 1
+        elif place[1]:
+            line = int(place[1])
+        raise _Unreadable(line, f"is not TOML: {_without_place(message)}", _syntax_hint(text, line)) from None
+
+
+def _without_place(message: str) -> str:
+    words = _TOML_PLACE.sub("", message)
+    return "".join(c if c.isprintable() else "?" for c in words[:200])
+
+
+def _syntax_hint(text: str, number: int) -> str:
+    """What most likely happened in that line."""
+    lines = text.split("\n")
+    line = lines[number - 1].strip() if number <= len(lines) else ""
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if line.startswith("["):
+        return "a section begins with [name] or [[name]] alone on its line, each name once"
+    if not equals and ":" in name:
+        return f"write key = value, with an equals sign: {name.partition(':')[0]} = ..."
+    if not equals:
+        return "write key = value; a line that is only for people begins with #"
+    if value and value[0] in "“”„‘’«»":
+        return 'use straight quotes: "..."'
+    if value[:1] in ('"', "'") and value.count(value[0]) % 2:
+        return f"a text must end with the quote that began it: {value[0]}"
+    if "\\" in value:
+        return "within \"...\" a backslash is written twice, or use '...'"
+    if value[:1].isalpha() and value.partition("#")[0].strip() not in ("true", "false"):
+        return f'put text in quotes: {name} = "{value}"'
+    return "text stands in quotes, lists in [ ], numbers and true/false alone; each key once in a section"
