@@ -10,9 +10,7 @@ what the files of others mean.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import secrets
 from pathlib import Path
 
 from .config import runtime_directory, state_directory
@@ -36,7 +34,7 @@ _TIME_NOTE = "last-known-time"
 
 def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replaces the file's content so that a power cut leaves the old one or the new one. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -77,7 +75,7 @@ def last_known_time(directory: Path) -> float:
 
 
 def note_time(directory: Path, now: float) -> None:
-    """To be called with a clock that is believed: when synchronised, at a stop, and where counters are written."""
+    """For a clock that is believed, and only then: once synchronised, at a stop, beside counters."""
     write_durably(directory / _TIME_NOTE, f"{now:.0f}\n".encode("ascii"))
 
 
@@ -90,6 +88,8 @@ def _build_time() -> float:
 
 def clock_is_synchronised() -> bool:
     """What the kernel says (adjtimex(2)); False where it cannot be asked."""
+    import ctypes  # a megabyte, which a box with a good clock never needs
+
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         status = libc.ntp_adjtime(ctypes.create_string_buffer(512))
