@@ -59,10 +59,12 @@ __all__ = [
     "SmartHost",
     "Submission",
     "Tls",
+    "Wrong",
     "check",
     "in_words",
     "load",
     "runtime_directory",
+    "secret_files",
     "state_directory",
 ]
 

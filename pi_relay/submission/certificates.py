@@ -23,7 +23,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from pi_relay import maillog, state
-from pi_relay.config import Config
+from pi_relay.config import Config, Wrong, secret_files
 
 from .addresses import private_addresses
 
@@ -155,14 +155,14 @@ class Certificates:
         context.minimum_version = _VERSIONS[tls.version_min]
         context.options |= ssl.OP_NO_RENEGOTIATION
         try:
+            secret_files.refuse_open(key or certificate)
             # An empty passphrase rather than a question at the terminal.
             context.load_cert_chain(certificate, key, lambda: b"")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Wrong) as error:
             words = f"the certificate in {certificate} cannot be loaded: {error}"
             if self._context is None:
-                raise CertificateError(
-                    f"{words}. `pi-relay check` says what is wrong with the file"
-                ) from None
+                hint = getattr(error, "hint", "") or "run `pi-relay check`"
+                raise CertificateError(f"{words} ({hint})") from None
             maillog.error(f"{words}; the last good one is served on")
         else:
             self._context = context
