@@ -45,7 +45,7 @@ class Postfix:
     """One instance below ``directory``.
 
     ``smart_host_port``: everything is handed on to that loopback port; without it, everything is delivered
-    into ``self.maildir``. ``parameters`` go to main.cf as they are. The queue may lie elsewhere (on an SD card).
+    into ``self.maildir``. ``parameters`` go to main.cf as they are. The queue may lie elsewhere (an SD card).
     """
 
     def __init__(
@@ -134,8 +134,8 @@ def _relaying_to(port: int) -> dict[str, str]:
 def _delivering_to(maildir: Path) -> dict[str, str]:
     """virtual(8) takes any address and writes it to the one Maildir; its user is made the owner."""
     (maildir / "new").mkdir(parents=True, exist_ok=True)
-    for folder in ("cur", "tmp"):
-        (maildir / folder).mkdir(exist_ok=True)
+    for name in ("cur", "tmp"):
+        (maildir / name).mkdir(exist_ok=True)
     for folder in (maildir, *maildir.iterdir()):
         shutil.chown(folder, "nobody", "nogroup")
     return {

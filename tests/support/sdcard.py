@@ -2,7 +2,7 @@
 
 The kernel's writes and flushes reach the FUSE process one at a time, which makes each take as long as a card
 would, counts them, and (``log=True``) keeps them in order, so that ``tests.support.power_cut`` can rebuild
-the disk as it was at any moment. It needs root, /dev/fuse and loop devices: ``why_not()`` says what is missing.
+the disk as it was at any moment. It needs root, /dev/fuse and loop devices: ``why_not()`` tells.
 
 Run as a program it is that FUSE process.
 """
