@@ -150,12 +150,17 @@ class Relay:
             raise RuntimeError(f"pi-relay {' '.join(arguments)}: exit {result.returncode}: {result.stderr}")
         return result
 
-    def _greets(self) -> bool:
+    def _is_ready(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
-            raise RuntimeError(
-                f"pi-relay ended with {self._process.returncode}: {self.log.read_text()[-2000:]}"
-            )
+            words = self.log.read_text()[-2000:]
+            raise RuntimeError(f"pi-relay ended with {self._process.returncode}: {words}")
+        try:
+            return b"READY=1" in self._notifications.recv(4096)
+        except BlockingIOError:
+            return False
+
+    def _greets(self) -> bool:
         return greeting(self.port).startswith(b"220")
 
     def _end(self, how: signal.Signals, timeout_seconds: float) -> int:
