@@ -37,11 +37,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -103,6 +105,28 @@ def message_document(envelope: Envelope, state: str) -> dict[str, Any]:
     }
 
 
+def stored_state(envelope: Envelope) -> str:
+    """The state of a message that nobody attempts at the moment; where two fit, the first counts."""
+    if envelope.held:
+        return "held"
+    return "deferred" if envelope.attempts or envelope.slots_used else "queued"
+
+
+def is_wanted(document: Mapping[str, Any], *, state: str = "", device: str = "", recipient: str = "") -> bool:
+    """Whether a message document is among those asked for; "" = any.
+
+    ``device``: its name, or the client's address. ``recipient``: a pattern, where * stands for anything.
+    """
+    if state and document["state"] != state:
+        return False
+    if device and device not in (document["device"], document["client"]):
+        return False
+    if not recipient:
+        return True
+    pattern = re.compile(".*".join(map(re.escape, recipient.split("*"))), re.IGNORECASE | re.DOTALL)
+    return any(pattern.fullmatch(one["forward_path"]) for one in document["recipients"])
+
+
 def reply_document(reply: Reply | None) -> dict[str, Any] | None:
     if reply is None:
         return None
@@ -123,7 +147,11 @@ def timestamp(seconds: float | None) -> str | None:
 
 
 def ask(
-    path: Path, verb: str, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS, **arguments: object
+    path: Path,
+    verb: str,
+    arguments: Mapping[str, object] = MappingProxyType({}),
+    *,
+    timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
 ) -> Any:
     """The result of one question. Raises NotRunning, ControlError, or OSError (no right to the socket)."""
     for line in _answers(path, verb, timeout_seconds, arguments):
@@ -133,7 +161,11 @@ def ask(
 
 
 def ask_each(
-    path: Path, verb: str, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS, **arguments: object
+    path: Path,
+    verb: str,
+    arguments: Mapping[str, object] = MappingProxyType({}),
+    *,
+    timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
 ) -> Iterator[Any]:
     """The items of a streamed answer. Raises as ``ask`` does, also amid the stream."""
     for line in _answers(path, verb, timeout_seconds, arguments):

@@ -16,21 +16,21 @@ It must not know the queue, the sockets or what an event leads to.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import secrets
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pi_relay.config import Log
-from pi_relay.model import Reply
+if TYPE_CHECKING:
+    # `trace` reads logs with this module and must be quick: what only writers need is imported by them.
+    from pi_relay.config import Log
+    from pi_relay.model import Reply
 
 VALUE_SIZE_MAX = 2048  # characters of one value
 ADDRESSES_SIZE_MAX = 12_000  # characters of a list of addresses: a line stays under journald's LineMax
@@ -151,6 +151,8 @@ def error(text: str, exception: BaseException | None = None) -> None:
     _emit(f"error text={_value(_text(text))}")
     if exception is None:
         return
+    import traceback
+
     for block in traceback.format_exception(exception):
         for line in block.rstrip("\n").split("\n"):
             _emit(f"traceback line={_value(_text(line))}")
@@ -182,7 +184,7 @@ def open_log(
 def close_log() -> None:
     """Write what is gathered and close the file; further lines go to stderr alone."""
     _flush()
-    _sink.begin(None, Log(), True, lambda: True)
+    _sink.stderr_only()
 
 
 # ── values ───────────────────────────────────────────────────────────────────────────────────────
@@ -199,8 +201,13 @@ def _value(text: str, size_max: int = VALUE_SIZE_MAX) -> str:
         return text
     if _is_words(text):
         return f'"{text}"'
-    escaped = "".join(map(_escaped, text))
-    return escaped if escaped == text and " " not in text else f'"{escaped}"'
+    written = escaped(text)
+    return written if written == text and " " not in text else f'"{written}"'
+
+
+def escaped(text: str) -> str:
+    """The text as it stands in a line, between the quotes where it needs them."""
+    return "".join(map(_escaped, text))
 
 
 def _escaped(character: str) -> str:
@@ -242,6 +249,8 @@ class AddressMask:
     _local_parts = re.compile(r"[^\s<>\"@,;:()\[\]]+@(?=[^\s@])")
 
     def __init__(self, salt: bytes) -> None:
+        import hashlib
+
         def keyed_hash(local_part: str) -> str:
             data = local_part.lower().encode("utf-8", "backslashreplace")
             return hashlib.blake2b(data, digest_size=6, key=salt).hexdigest()
@@ -261,6 +270,8 @@ _mask: AddressMask | None = None
 
 def _salt(state_directory: Path | None) -> bytes:
     """The box's own key for hashed addresses, made at the first use."""
+    import secrets
+
     if state_directory is None:
         return secrets.token_bytes(32)
     path = state_directory / SALT_FILE
@@ -280,6 +291,8 @@ def read_salt(state_directory: Path) -> bytes:
 
 
 def _new_salt(path: Path) -> bytes:
+    import secrets
+
     salt = secrets.token_bytes(32)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -365,15 +378,24 @@ class _Sink:
         self._size_bytes = 0
         self._torn = False
         self._broken = False
-        self.begin(None, Log(), True, lambda: True)
+        self._retention_seconds = 0.0
+        self._size_max_bytes = 0
+        self._clock_is_right: Callable[[], bool] = lambda: True
+        self.stderr_only()
+
+    def stderr_only(self) -> None:
+        with self._lock:
+            self._close()
+            self._directory: Path | None = None
+            self._stderr = True
 
     def begin(
         self, directory: Path | None, log: Log, stderr: bool, clock_is_right: Callable[[], bool]
     ) -> None:
         with self._lock:
-            self._close()
             self._directory = directory
-            self._log = log
+            self._retention_seconds = log.retention_seconds
+            self._size_max_bytes = log.size_max_bytes
             self._stderr = stderr
             self._clock_is_right = clock_is_right
 
@@ -418,7 +440,7 @@ class _Sink:
 
     @property
     def _part_size_max_bytes(self) -> int:
-        return max(1, self._log.size_max_bytes // PARTS)
+        return max(1, self._size_max_bytes // PARTS)
 
     def _open(self, directory: Path, day: str, now: float) -> None:
         self._close()
@@ -438,8 +460,8 @@ class _Sink:
 
     def _superfluous(self, directory: Path, current: Path, now: float) -> Iterator[Path]:
         """Files past the retention, and the oldest ones where all are too large together."""
-        oldest_day = rfc3339(max(0.0, now - self._log.retention_seconds))[:10]
-        room_bytes = self._log.size_max_bytes - self._part_size_max_bytes
+        oldest_day = rfc3339(max(0.0, now - self._retention_seconds))[:10]
+        room_bytes = self._size_max_bytes - self._part_size_max_bytes
         for path in reversed(log_files(directory)):
             if path == current:
                 continue

@@ -63,19 +63,21 @@ def with_server(path: Path, act: Callable[[], object], *more: Callable[[], objec
 
 def test_a_question_is_answered_with_its_arguments(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
-    (answer,) = with_server(path, lambda: ask(path, "echo", text="日本\n", ids=["A", "B"]))
+    (answer,) = with_server(path, lambda: ask(path, "echo", {"text": "日本\n", "ids": ["A", "B"]}))
     assert answer == {"verb": "echo", "text": "日本\n", "ids": ["A", "B"]}
 
 
 def test_a_long_answer_is_streamed_in_order(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
-    (numbers,) = with_server(path, lambda: [item["number"] for item in ask_each(path, "count", upto=3000)])
+    (numbers,) = with_server(
+        path, lambda: [item["number"] for item in ask_each(path, "count", {"upto": 3000})]
+    )
     assert numbers == list(range(3000))
 
 
 def test_an_empty_stream_is_an_answer(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
-    assert with_server(path, lambda: list(ask_each(path, "count", upto=0))) == [[]]
+    assert with_server(path, lambda: list(ask_each(path, "count", {"upto": 0}))) == [[]]
 
 
 def test_a_refusal_amid_a_stream_reaches_the_client(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""`pi-relay status`: one screen that says whether all is well, and why not."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from pi_relay.cli.output import (
+    OK,
+    ago,
+    ahead,
+    coloured,
+    duration_text,
+    print_json,
+    print_table,
+    printable,
+    size_text,
+)
+from pi_relay.cli.relay import ask
+from pi_relay.cli.texts import t
+
+_HEALTH = {
+    "ok": ("green", "The relay is well."),
+    "degraded": ("yellow", "The relay works, but:"),
+    "failing": ("red", "The relay is in trouble:"),
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = t(
+        "Healthy or not, and why: the queue, each smart host's state and last error, each device's last"
+        " message, disk, memory and clock. Exit code 0 while the relay runs, 4 when it does not."
+    )
+    parser.epilog = t("example:") + "\n  pi-relay status --json | jq .health"
+    parser.add_argument("--json", action="store_true", help=t("one JSON document"))
+
+
+def run(options: argparse.Namespace) -> int:
+    document = ask("status")
+    if options.json:
+        print_json(document)
+    else:
+        _print(document)
+    return OK
+
+
+def _print(seen: dict[str, Any]) -> None:
+    colour, sentence = _HEALTH[seen["health"]]
+    print(coloured(t(sentence), colour))
+    for reason in seen["reasons"]:
+        print(f"  - {printable(reason)}")
+    print()
+    width = max(len(label) for label, _ in _facts(seen))
+    for label, fact in _facts(seen):
+        print(f"{label:{width}}  {fact}")
+    _print_smart_hosts(seen["smart_hosts"])
+    _print_devices(seen["devices"])
+
+
+def _facts(seen: dict[str, Any]) -> list[tuple[str, str]]:
+    queue, totals = seen["queue"], seen["totals"]
+    waiting = t(
+        "{messages} message(s), {size}, the oldest {age} old; {held} held, {corrupt} damaged",
+        messages=queue["messages"],
+        size=size_text(queue["bytes"]),
+        age=duration_text(queue["oldest_seconds"] or 0),
+        held=queue["held"],
+        corrupt=queue["corrupt"],
+    )
+    counted = t(
+        "{accepted} accepted, {relayed} relayed, {deferred} deferred, {failed} failed, {refused} refused",
+        **totals,
+    )
+    process = t(
+        "{version}, process {pid}, up {uptime}",
+        version=seen["version"],
+        pid=seen["pid"],
+        uptime=duration_text(seen["uptime_seconds"]),
+    )
+    return [
+        (t("Relay"), process),
+        (t("Queue"), waiting),
+        (t("Totals"), counted),
+        (t("Disk"), t("{size} free", size=size_text(seen["disk"]["free_bytes"]))),
+        (t("Memory"), size_text(seen["memory"]["rss_bytes"])),
+        (t("Clock"), time.strftime("%Y-%m-%d %H:%M:%S %z")),
+    ]
+
+
+def _print_smart_hosts(smart_hosts: list[dict[str, Any]]) -> None:
+    if not smart_hosts:
+        return
+    rows = [
+        (
+            hop["name"],
+            t(hop["state"]),
+            ago(hop["last_success_at"]),
+            ahead(hop["next_attempt_at"]),
+            hop["last_error"] or "",
+        )
+        for hop in smart_hosts
+    ]
+    print()
+    print_table((t("SMART HOST"), t("STATE"), t("LAST SUCCESS"), t("NEXT TRY"), t("LAST ERROR")), rows)
+
+
+def _print_devices(devices: list[dict[str, Any]]) -> None:
+    if not devices:
+        return
+    rows = [
+        (
+            device["name"] or t("(unknown)"),
+            device["address"],
+            ago(device["last_seen_at"]),
+            str(device["accepted"]),
+            str(device["refused"]),
+        )
+        for device in devices
+    ]
+    print()
+    print_table((t("DEVICE"), t("ADDRESS"), t("LAST SEEN"), t("ACCEPTED"), t("REFUSED")), rows)
