@@ -16,8 +16,10 @@ What a failure means
 The schedule
     It is a row of slots: the first attempt, then one after each delay, as long as the summed delays stay
     within the lifetime. A slot counts once, when its time has come: by an attempt, or by being passed over
-    in a pause (one of ACCOUNT trouble excepted: there the schedule stands still). Attempts beside the schedule (after a start, by `queue retry`, early because a next hop is well again)
-    count nothing and leave the next slot where it was; one that ended in ACCOUNT trouble counts nothing. When no slot is left, those still pending fail with 4.4.7.
+    in a pause (one of ACCOUNT trouble excepted: there the schedule stands still). Attempts beside the
+    schedule (after a start, by `queue retry`, early because a next hop is well again) count nothing and
+    leave the next slot where it was; one that ended in ACCOUNT trouble counts nothing. When no slot is left,
+    those still pending fail with 4.4.7.
 
 What is owed
     A failed recipient's sender is told, unless NOTIFY says otherwise or the reverse-path is null. Our own
@@ -167,11 +169,11 @@ class Schedule:
         """Seconds until the last slot has passed, where every one from now on is passed over."""
         return next_slot_in + max(self.time_of(self.slots - 1) - self.time_of(slots_used), 0.0)
 
-    def elapsed(self, slots_used: int, next_slot_in: float, seconds: float) -> tuple[int, float]:
-        """What is left after that many seconds of a pause: slots used then, and seconds to the next one."""
-        if seconds <= 0 or seconds < next_slot_in or self.used_up(slots_used):
-            return slots_used, next_slot_in - max(seconds, 0.0)
-        now = self.time_of(slots_used) - next_slot_in + seconds
+    def passed_over(self, slots_used: int, next_slot_in: float) -> tuple[int, float]:
+        """After a pause: the slots used, and seconds to the next one. ``next_slot_in`` < 0: it has passed."""
+        if next_slot_in >= 0 or self.used_up(slots_used):
+            return slots_used, next_slot_in
+        now = self.time_of(slots_used) - next_slot_in
         used = min(self._first_after(now), self.slots)
         return used, self.time_of(used) - now
 
@@ -250,7 +252,7 @@ def is_ours(config: Config, address: str) -> bool:
 def report_envelope(
     original: Envelope, report: Report, now: float, *, header_size_bytes: int, message_size_bytes: int
 ) -> Envelope:
-    """A report's own envelope: the null reverse-path (RFC 3464 2), and the routes of the device it is about."""
+    """A report's own envelope: the null reverse-path (RFC 3464 2), the routes of the device."""
     return Envelope(
         queue_id=report.queue_id,
         reverse_path="",

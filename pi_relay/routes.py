@@ -1,6 +1,6 @@
 """Which ways out a recipient has, and how large a message they take.
 
-Rules: the first route that matches wins; recipients, sender and device must all match where a route names them.
+Rules: the first route that matches wins; what a route names (recipients, senders, devices) must all match.
 Recipients that leave by the same names in the same order leave together, in one transaction.
 It must not know whether a way is open now.
 """
