@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 END_OF_DATA = "DOT"  # how --reply names the answer to the message itself
 VERBS = ("CONNECT", "HELO", "EHLO", "MAIL", "RCPT", "DATA", END_OF_DATA, "RSET", "NOOP", "QUIT")
 EXTENSIONS = ("PIPELINING", "SIZE 0", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES")
-LINE_SIZE_MAX_BYTES = 64 * 1024
+LINE_SIZE_MAX_BYTES = 1024 * 1024
 
 _ORDINARY = {
     "CONNECT": "220 sink.invalid ESMTP pi-relay sink",
@@ -157,7 +157,7 @@ async def _serve(address: tuple[str, int], maildir: Maildir, script: Script) -> 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await Conversation(reader, writer, maildir, script).run()
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, asyncio.LimitOverrunError):
             pass  # the client has left, or talks nonsense without end
         finally:
             writer.close()
