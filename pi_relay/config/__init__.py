@@ -130,7 +130,10 @@ def _document(text: str) -> dict[str, Any]:
             line = 1
         elif place[1]:
             line = int(place[1])
-        raise _Unreadable(line, f"is not TOML: {_without_place(message)}", _syntax_hint(text, line)) from None
+        hint = _syntax_hint(text, line)
+        if "overwrite" in message:
+            hint = "each key stands once in a section: take one of the lines out"
+        raise _Unreadable(line, f"is not TOML: {_without_place(message)}", hint) from None
 
 
 def _without_place(message: str) -> str:
@@ -142,6 +145,8 @@ def _syntax_hint(text: str, number: int) -> str:
     """What most likely happened in that line."""
     lines = text.split("\n")
     line = lines[number - 1].strip() if number <= len(lines) else ""
+    if number >= len(lines):
+        return "a bracket or a quote that was opened is not closed, or the last line is not complete"
     name, equals, value = (part.strip() for part in line.partition("="))
     if line.startswith("["):
         return "a section begins with [name] or [[name]] alone on its line, each name once"
@@ -153,6 +158,8 @@ def _syntax_hint(text: str, number: int) -> str:
         return 'use straight quotes: "..."'
     if value[:1] in ('"', "'") and value.count(value[0]) % 2:
         return f"a text must end with the quote that began it: {value[0]}"
+    if value.startswith("{") and "}" not in value:
+        return "{ ... } stands on one line; a section of its own is often easier to read"
     if "\\" in value:
         return "within \"...\" a backslash is written twice, or use '...'"
     if value[:1].isalpha() and value.partition("#")[0].strip() not in ("true", "false"):

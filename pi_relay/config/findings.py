@@ -11,8 +11,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .locate import Locator
-
 KeyPath = tuple[str | int, ...]  # ("devices", 1, "address"): the names and positions that lead to a value
 
 
@@ -75,6 +73,8 @@ class Report:
         """All of them, in the order of the file."""
         if not self._found:
             return []
+        from .locate import Locator  # only wanted where something is wrong
+
         locator = Locator(self._text)
         findings = [
             Finding(locator.line(path), dotted(path), severity, message, hint)
@@ -85,4 +85,5 @@ class Report:
 
 def dotted(path: KeyPath) -> str:
     """The key as people say it: the line already tells which of several devices is meant."""
-    return ".".join(step for step in path if isinstance(step, str))
+    key = ".".join(step for step in path if isinstance(step, str))
+    return "".join(c if c.isprintable() else "?" for c in key[:120])

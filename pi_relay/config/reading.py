@@ -7,7 +7,6 @@ rules over several keys can still be checked. It must not know what keys mean to
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from .schema import (
     TOP,
     Key,
     Table,
+    generic_name,
+    in_toml_line,
 )
 
 NOT_AVAILABLE = "not available in this version"
@@ -42,6 +43,8 @@ def read(document: dict[str, Any], path: Path, report: Report, not_yet: Collecti
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint, or ""."""
+    from difflib import get_close_matches  # slow to import, and only wanted where something is wrong
+
     lowered = {option.lower(): option for option in known}
     close = get_close_matches(word.lower()[:80], lowered, 1, 0.7)
     return f'did you mean "{lowered[close[0]]}"?' if close else ""
@@ -97,10 +100,11 @@ class _Reader:
         if raw is None or table.name in self._not_yet:
             return wanted()
         if not isinstance(raw, wanted):
-            hint = f"begin it with {table.header}"
-            if table.is_array and isinstance(raw, dict):
-                hint = f"write {table.header}, with two brackets, at the head of each"
-            self._report.error((table.name,), f"must be a section, not {type_words(raw)}", hint)
+            message, hint = f"must be a section, not {type_words(raw)}", f"begin it with {table.header}"
+            if isinstance(raw, dict | list):
+                brackets = "with two brackets" if table.is_array else "with one bracket"
+                message, hint = f"must be given as {table.header}", f"write {table.header}, {brackets}"
+            self._report.error((table.name,), message, hint)
             return wanted()
         return raw
 
@@ -114,8 +118,9 @@ class _Reader:
             if not isinstance(raw, dict):
                 words = f"must be a section, not {type_words(raw)}"
                 self._report.error(place, words, f"begin each with {table.header}")
-                raw = {}
-            yield self._section(table, raw, place)
+                yield self._defaults(table)
+            else:
+                yield self._section(table, raw, place)
 
     def _named(self, table: Table) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, raw in self._raw(table, dict).items():
@@ -132,25 +137,24 @@ class _Reader:
 
     def _section(self, table: Table, raw: dict[str, Any], place: KeyPath) -> dict[str, Any]:
         """The values by field: the given ones, and the table's defaults for the others."""
-        values = {key.field: key.kind.read(key.default) for key in table.keys if key.default is not None}
+        values = self._defaults(table)
         for name, value in raw.items():
             key = table.key(name)
             if self._is_not_yet(table, name, value, (*place, name)):
                 continue
             if key is None:
-                self._report.error((*place, name), "is not a key of pi-relay", _unknown(table, name))
+                self._report.error((*place, name), "is not a key of pi-relay", self._unknown(table, name))
                 continue
             for read_value in self._values(key, value, (*place, name)):
                 values[key.field] = read_value
         for key in table.keys:
             if key.required and key.name not in raw:
-                self._report.error(
-                    (*place, key.name), "is missing", f"add a line like: {key.name} = {key.example}"
-                )
-        for key in table.keys:
-            if key.required:
-                values.setdefault(key.field, _PLACEHOLDERS.get(key.field, ""))
+                self._report.error((*place, key.name), "is missing", f"add a line like: {in_toml_line(key)}")
         return values
+
+    def _defaults(self, table: Table) -> dict[str, Any]:
+        values = {key.field: key.kind.read(key.default) for key in table.keys if key.default is not None}
+        return values | {key.field: _PLACEHOLDERS.get(key.field, "") for key in table.keys if key.required}
 
     def _is_not_yet(self, table: Table, name: str, value: object, place: KeyPath) -> bool:
         generic = ".".join(filter(None, (table.name, "*" if table.is_named else "", name)))
@@ -172,9 +176,21 @@ class _Reader:
             for wrong in group.exceptions:
                 assert isinstance(wrong, Wrong)
                 inside = place if wrong.inside is None else (*place, wrong.inside)
-                self._report.error(inside, wrong.message, wrong.hint)
+                self._report.error(inside, wrong.message, wrong.hint or f"for example: {in_toml_line(key)}")
         else:
             yield self._path.parent / read_value if isinstance(read_value, Path) else read_value
+
+    def _unknown(self, table: Table, name: str) -> str:
+        """What was probably meant."""
+        if homes := [other for other in TABLES if other.key(name) is not None]:
+            header = homes[0].header
+            return (
+                f"it belongs in {header}" if header else "it belongs at the top, before the first [section]"
+            )
+        known = [key.name for key in table.keys if generic_name(table, key) not in self._not_yet]
+        if table is TOP:
+            known += [other.name for other in TABLES[1:] if other.name not in self._not_yet]
+        return did_you_mean(name, known) or f"known here: {', '.join(known)}"
 
     # ── what a section becomes ───────────────────────────────────────────────────────────────────
 
@@ -234,14 +250,3 @@ _PLACEHOLDERS: dict[str, Any] = {"key_file": Path(), "via": (), "address": None}
 def sender_of(host: data.SmartHost) -> str:
     """The address that the provider surely accepts from us, "" where it is not known."""
     return host.sender or (host.username if looks_like_address(host.username) else "")
-
-
-def _unknown(table: Table, name: str) -> str:
-    homes = [other for other in TABLES if other is not table and other.key(name) is not None]
-    if homes:
-        header = homes[0].header
-        return f"it belongs in {header}" if header else "it belongs at the top, before the first [section]"
-    known = [key.name for key in table.keys]
-    if table is TOP:
-        known += [other.name for other in TABLES if other.name]
-    return did_you_mean(name, known) or f"known here: {', '.join(known)}"

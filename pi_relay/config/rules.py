@@ -1,12 +1,11 @@
 """What keys mean together, and with the machine: one function a rule, listed in RULES.
 
-Rules: the first sentence of each docstring stands in docs/configuration.md. A rule sees a Config whose bad
+Rules: the docstring of each stands in docs/configuration.md. A rule sees a Config whose bad
 values have been reported already and stand at their defaults; it never raises. It must not know TOML.
 """
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
@@ -119,10 +118,10 @@ def senders_are_known(config: Config, report: Report) -> None:
     """Where `sender_domains` is ["*"], or nothing says what it should be, any sender is accepted: a warning.
     `default_sender` lies within it."""
     submission = config.submission
-    if "*" in submission.sender_domains:
+    if "*" in submission.sender_domains and _senders_matter(config, report):
         given = report.has("submission", "sender_domains")
         report.warning(
-            ("submission", "sender_domains") if given else ("submission",),
+            ("submission", "sender_domains"),
             "any sender is accepted"
             + ("" if given else ": no smart host has a sender from which your domain could be known"),
             'name your domains: sender_domains = ["office.example"]'
@@ -137,6 +136,14 @@ def senders_are_known(config: Config, report: Report) -> None:
             f"{submission.default_sender} does not lie in sender_domains",
             "add its domain to sender_domains, or choose another address",
         )
+
+
+def _senders_matter(config: Config, report: Report) -> bool:
+    """Not where nothing can be sent, nor where a sender is given, but badly: that is said already."""
+    if report.has("submission", "sender_domains"):
+        return True
+    places = [("smart_hosts", host.name, "sender") for host in config.smart_hosts]
+    return bool(config.routes) and not any(report.has(*place) for place in places)
 
 
 def _in_domains(address: str, domains: tuple[str, ...]) -> bool:
@@ -166,6 +173,8 @@ def certificate_and_key_fit(config: Config, report: Report) -> None:
 
 
 def _check_pair(report: Report, certificate: Path, key: Path) -> None:
+    import ssl  # slow to import, and only wanted here
+
     asked = []
 
     def passphrase() -> bytes:
@@ -214,7 +223,7 @@ def devices_are_told_apart(config: Config, report: Report) -> None:
                 report.error(
                     ("devices", number, key),
                     f"{shown(value)} belongs to {other} already",
-                    f"give each device a {key} of its own",
+                    f"give each device its own {key}",
                 )
             elif comparable:
                 seen[comparable] = device.name
@@ -241,9 +250,8 @@ def devices_are_recognised(config: Config, report: Report) -> None:
                 "needs a username beside it",
                 'add a line like: username = "copier"',
             )
-        if not any(
-            report.has("devices", number, key) for key in ("address", "mac", "username", "password_hash")
-        ):
+        ways = ("address", "mac", "username", "password_hash")
+        if device.name and not any(report.has("devices", number, key) for key in ways):
             report.warning(
                 ("devices", number),
                 f"the device {shown(device.name)} is never recognised",
@@ -346,7 +354,7 @@ def smart_hosts_are_verified(config: Config, report: Report) -> None:
                 "anybody between us and this host could pose as it, and read mail and password",
                 'set it to true, or to the certificate\'s fingerprint "sha256:..."',
             )
-        if host.tls == "off" and host.host and not _is_loopback(host.host):
+        if host.tls == "off" and host.auth == "none" and host.host and not _is_loopback(host.host):
             report.warning(
                 (*place, "tls"),
                 "mail goes to this host in clear",
@@ -423,8 +431,9 @@ def routes_lead_somewhere(config: Config, report: Report) -> None:
         if any(not (r.recipients or r.senders or r.devices) for r in config.routes[:number]):
             report.warning(place, "is never used: a route before it takes everything", "put it further up")
     used = {name for route in config.routes for name in route.via}
+    are_whole = bool(config.routes) and all(route.via for route in config.routes)
     for name in names:
-        if name not in used and report.has("routes"):
+        if name not in used and are_whole:
             report.warning(
                 ("smart_hosts", name), "is in no route: it is never used", "add it to a route's via"
             )

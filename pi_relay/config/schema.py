@@ -53,6 +53,28 @@ class Table:
         )
 
 
+def generic_name(table: Table, key: Key) -> str:
+    """The key with its section, as NOT_YET names it: "smart_hosts.*.port"."""
+    return ".".join(filter(None, (table.name, "*" if table.is_named else "", key.name)))
+
+
+def in_toml(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return f'"{value}"'
+        case list():
+            return f"[{', '.join(in_toml(element) for element in value)}]"
+        case _:
+            return str(value)
+
+
+def in_toml_line(key: Key, width: int = 0) -> str:
+    """A line of the file that gives the key its default, or an example."""
+    return f"{key.name:<{width}} = {key.example or in_toml(key.default)}"
+
+
 _TLS = ("starttls", "implicit", "off")
 _PATTERNS = many(kinds.address_pattern(), "address patterns", example='for example ["*@office.example"]')
 _NETWORKS = many(kinds.network(), "networks", least=1, example='for example ["local", "192.168.7.0/24"]')
@@ -371,6 +393,7 @@ DIRECT = Table(
             "Whom to ask.",
             [],
             default_words="the system's",
+            example='["9.9.9.9"]',
         ),
         Key(
             "address_families",

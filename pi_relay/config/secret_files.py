@@ -59,12 +59,13 @@ def read_password(path: Path) -> str:
     """The password in ``path``; a systemd credential of the same name goes first, and systemd guards it."""
     credentials = os.environ.get("CREDENTIALS_DIRECTORY", "")
     credential = Path(credentials, path.name)
-    if credentials and credential.is_file():
-        path = credential
-    else:
+    is_credential = bool(credentials) and credential.is_file()
+    path = credential if is_credential else path
+    data = read_regular(path, SECRET_SIZE_MAX_BYTES)
+    if not is_credential:
         refuse_open(path)
     try:
-        text = read_regular(path, SECRET_SIZE_MAX_BYTES).decode("utf-8-sig").rstrip("\r\n")
+        text = data.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise Wrong(f"{path} is not UTF-8 text", "write the password, and nothing else, into it") from None
     if not text or not text.isprintable():
