@@ -24,7 +24,7 @@ Codes of refusals: "usage", "bad_configuration", "not_found", "failed".
 | send_test | address; via: "" = by the routes | {queue_id, from, size_bytes}; not_found: no such smart host |
 | fate | queue_id; seen_attempts: -1 = none; wait_seconds | a fate, see below |
 
-finding: {line, key, severity, message, hint}. Message document: ``message_document``.
+finding: ``finding_document``. Message document: ``message_document``.
 Fate, given as soon as the message is settled or has more attempts than ``seen_attempts``, else after
 ``wait_seconds``: {state: "queued"|"attempting"|"deferred"|"held"|"relayed"|"failed", attempts, next_hop,
 reply: {code, enhanced_status, text, remote_mta}|null, next_attempt_at}; not_found after it is forgotten.
@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import stat
 import time
@@ -49,6 +48,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
+    from pi_relay.config import Finding
     from pi_relay.model import Envelope, Reply
 
 SOCKET_NAME = "control.sock"
@@ -123,8 +123,20 @@ def is_wanted(document: Mapping[str, Any], *, state: str = "", device: str = "",
         return False
     if not recipient:
         return True
-    pattern = re.compile(".*".join(map(re.escape, recipient.split("*"))), re.IGNORECASE | re.DOTALL)
-    return any(pattern.fullmatch(one["forward_path"]) for one in document["recipients"])
+    from pi_relay.patterns import matches
+
+    return any(matches((recipient,), one["forward_path"]) for one in document["recipients"])
+
+
+def finding_document(finding: Finding) -> dict[str, Any]:
+    """A finding of the configuration file as the flat object of `check --json`."""
+    return {
+        "line": finding.line,
+        "key": finding.key,
+        "severity": str(finding.severity),
+        "message": finding.message,
+        "hint": finding.hint,
+    }
 
 
 def reply_document(reply: Reply | None) -> dict[str, Any] | None:

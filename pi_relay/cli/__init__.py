@@ -92,12 +92,18 @@ def top_parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:{width}}{t(summary)}" for name, summary in COMMANDS.items())
     parser = Parser(
         prog="pi-relay",
+        usage="pi-relay [-c FILE] COMMAND ...",
         description=t("The mail relay that a small office plugs in and forgets."),
         epilog=f"{t('commands:')}\n{commands}\n\n{t('pi-relay COMMAND --help says more, with an example.')}",
     )
     default = os.environ.get("PI_RELAY_CONFIG") or DEFAULT_CONFIG
     parser.add_argument("-c", "--config", metavar="FILE", default=default, help=_config_help())
-    parser.add_argument("--version", action="version", version=f"pi-relay {__version__}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"pi-relay {__version__}",
+        help=t("show program's version number and exit"),
+    )
     parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser

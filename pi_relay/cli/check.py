@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from pi_relay.cli.output import BAD_CONFIGURATION, OK, print_json
-from pi_relay.cli.relay import finding_document, finding_text
+from pi_relay.cli.relay import finding_text
 from pi_relay.cli.texts import t
+from pi_relay.control import finding_document
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from pi_relay.cli.texts import t
 from pi_relay.folders import runtime_directory, state_directory
 
 if TYPE_CHECKING:
-    from pi_relay.config import Config, Finding
+    from pi_relay.config import Config
 
 _EXIT_CODES = {"usage": USAGE, "bad_configuration": BAD_CONFIGURATION, "not_found": NOT_FOUND}
 
@@ -97,21 +97,10 @@ def configuration(options: argparse.Namespace) -> Config:
 
     config, findings = check(Path(options.config))
     if config is None:
-        errors = [finding_document(finding) for finding in findings if finding.severity == "error"]
+        errors = [control.finding_document(finding) for finding in findings if finding.severity == "error"]
         text = "\n".join(finding_text(error, options.config) for error in errors)
         raise CliError(BAD_CONFIGURATION, text, t("pi-relay check names every error and warning"))
     return config
-
-
-def finding_document(finding: Finding) -> dict[str, Any]:
-    """A finding as the flat object of `check --json`."""
-    return {
-        "line": finding.line,
-        "key": finding.key,
-        "severity": str(finding.severity),
-        "message": finding.message,
-        "hint": finding.hint,
-    }
 
 
 def finding_text(finding: dict[str, Any], file: str = "") -> str:

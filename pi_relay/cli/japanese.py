@@ -1,0 +1,278 @@
+# ruff: noqa: E501  (wide characters count twice)
+"""日本語: the command line's sentences in Japanese, by their English ones.
+
+Rules: every sentence of cli/ is here, with the same placeholders (a test compares them). Words that an
+admin types, and names of the field (queue id, Maildir, TLS), stay as they are.
+"""
+
+TEXTS = {
+    # ── argparse's own ──
+    "usage: ": "使い方: ",
+    "options": "オプション",
+    "positional arguments": "引数",
+    "show this help message and exit": "この説明を表示して終了します",
+    "show program's version number and exit": "バージョンを表示して終了します",
+    "the following arguments are required: %s": "次の引数が必要です: %s",
+    "unrecognized arguments: %s": "知らない引数です: %s",
+    "argument %(argument_name)s: %(message)s": "引数 %(argument_name)s: %(message)s",
+    "invalid choice: %(value)r (choose from %(choices)s)": "%(value)r は選べません (選択肢: %(choices)s)",
+    "invalid %(type)s value: %(value)r": "%(value)r は %(type)s として正しくありません",
+    "expected one argument": "値が一つ必要です",
+    "expected at least one argument": "少なくとも一つの値が必要です",
+    "expected at most one argument": "値は一つまでです",
+    "ignored explicit argument %r": "値を取らないオプションに値があります: %r",
+    # ── the whole ──
+    "The mail relay that a small office plugs in and forgets.": "小さなオフィスが差し込んだら忘れていられるメールリレー。",
+    "commands:": "コマンド:",
+    "pi-relay COMMAND --help says more, with an example.": "詳しい説明と例: pi-relay COMMAND --help",
+    "{command}: not available in this version": "{command}: このバージョンではまだ使えません",
+    "there is no command {command!r}": "コマンド {command!r} はありません",
+    "pi-relay -h lists them": "pi-relay -h で一覧を表示します",
+    "{program} --help says how": "使い方は {program} --help で表示します",
+    "the configuration file (default: {default}, or $PI_RELAY_CONFIG)": "設定ファイル (既定: {default} または $PI_RELAY_CONFIG)",
+    "the configuration file": "設定ファイル",
+    "example:": "例:",
+    "hint: {hint}": "ヒント: {hint}",
+    "warning": "警告",
+    "one JSON document": "JSON で出力します",
+    "run the relay in the foreground": "リレーをフォアグラウンドで動かす",
+    "name every error and warning of the configuration file": "設定ファイルの誤りと警告をすべて示す",
+    "healthy or not, and why; queue, smart hosts, devices, disk, memory, clock": "状態とその理由: キュー、スマートホスト、機器、ディスク、メモリ、時計",
+    "list, show, retry, hold, release, delete or export what waits": "待っているメールの一覧、表示、再送、保留、解除、削除、書き出し",
+    "the life of messages: by queue id, Message-ID, address or device": "メールの足跡: queue id、Message-ID、アドレス、機器で探す",
+    "send a test message through the running relay and wait for its fate": "動いているリレーからテストメールを送り、結果を待つ",
+    "make the hash of a device's password": "機器のパスワードのハッシュを作る",
+    "let the running relay read its configuration file again": "動いているリレーに設定ファイルを読み直させる",
+    "see a scan go through a relay to a stand-in smart host, and leave nothing behind": "スキャンがリレーを通って届くまでを試す (後には何も残さない)",
+    "a stand-in smart host that keeps what it takes in a Maildir": "受け取ったメールを Maildir に保存する代役のスマートホスト",
+    # ── serve, check, reload ──
+    "Run the relay in the foreground. SIGTERM: finish what is under way (10 s at most), keep the rest."
+    " SIGHUP, or pi-relay reload: read the file again; a bad one is refused and the last good one kept.": (
+        "リレーをフォアグラウンドで動かします。SIGTERM: 進行中の処理を終え (最長 10 秒)、残りは保存します。"
+        "SIGHUP または pi-relay reload: 設定ファイルを読み直します。誤りがあれば受け付けず、前の設定のまま動きます。"
+    ),
+    "Name every error and warning of the configuration file at once, each with file, line, key, and"
+    " what to do. Exit code 3 where there is an error, 0 otherwise.": (
+        "設定ファイルの誤りと警告をすべて、ファイル、行、キー、直し方とともに示します。"
+        "終了コードは、誤りがあれば 3、なければ 0 です。"
+    ),
+    "a list of {line, key, severity, message, hint}": "{line, key, severity, message, hint} の一覧",
+    "{file}: {errors} error(s), {warnings} warning(s)": "{file}: 誤り {errors} 件、警告 {warnings} 件",
+    "Let the running relay read its configuration file again. A bad file is refused, and the last good"
+    " one stays in force.": (
+        "動いているリレーに設定ファイルを読み直させます。誤りがあれば受け付けず、前の設定のまま動きます。"
+    ),
+    "The relay has read its file again.": "リレーが設定ファイルを読み直しました。",
+    # ── reaching the relay ──
+    "the relay is not running (nobody answers at {path})": "リレーが動いていません ({path} に応答がありません)",
+    "start it: systemctl start pi-relay, or pi-relay serve": "起動するには: systemctl start pi-relay または pi-relay serve",
+    "no permission to speak to the relay at {path}": "リレーの {path} を使う権限がありません",
+    "use sudo, or let an administrator add you to the group pi-relay": "sudo を使うか、管理者に pi-relay グループへの追加を頼んでください",
+    "the relay does not answer": "リレーが応答しません",
+    "pi-relay status; its log may say more": "pi-relay status またはログを見てください",
+    "pi-relay check names every error and warning": "pi-relay check がすべての誤りと警告を示します",
+    # ── status ──
+    "Healthy or not, and why: the queue, each smart host's state and last error, each device's last"
+    " message, disk, memory and clock. Exit code 0 while the relay runs, 4 when it does not.": (
+        "状態とその理由: キュー、各スマートホストの状態と最後の誤り、各機器の最後のメール、ディスク、メモリ、時計。"
+        "終了コードは、リレーが動いていれば 0、いなければ 4 です。"
+    ),
+    "The relay is well.": "リレーは正常です。",
+    "The relay works, but:": "リレーは動いていますが:",
+    "The relay is in trouble:": "リレーに問題があります:",
+    "{messages} message(s), {size}, the oldest {age} old; {held} held, {corrupt} damaged": (
+        "{messages} 通、{size}、最も古いもの {age}、保留 {held} 通、破損 {corrupt} 通"
+    ),
+    "{accepted} accepted, {relayed} relayed, {deferred} deferred, {failed} failed, {refused} refused": (
+        "受付 {accepted}、中継 {relayed}、延期 {deferred}、失敗 {failed}、拒否 {refused}"
+    ),
+    "{version}, process {pid}, up {uptime}": "{version}、プロセス {pid}、稼働 {uptime}",
+    "Relay": "リレー",
+    "Queue": "キュー",
+    "Totals": "累計",
+    "Disk": "ディスク",
+    "{size} free": "空き {size}",
+    "Memory": "メモリ",
+    "Clock": "時計",
+    "SMART HOST": "スマートホスト",
+    "LAST SUCCESS": "最後の成功",
+    "LAST ERROR": "最後の誤り",
+    "DEVICE": "機器",
+    "ADDRESS": "アドレス",
+    "LAST SEEN": "最後の接続",
+    "ACCEPTED": "受付",
+    "REFUSED": "拒否",
+    "(unknown)": "(不明)",
+    "ok": "正常",
+    "paused": "休止中",
+    "unknown": "未使用",
+    # ── times ──
+    "{duration} ago": "{duration} 前",
+    "never": "なし",
+    "in {duration}": "{duration} 後",
+    "now": "すぐ",
+    # ── queue ──
+    "Look at what waits, and decide over it. list, show and export work also while the relay is down.": (
+        "待っているメールを見て、どうするかを決めます。list、show、export はリレーが止まっていても使えます。"
+    ),
+    "actions": "操作",
+    "what waits": "待っているメールの一覧",
+    "envelope and history of a message, or the message itself": "メールの宛先と履歴、または本文",
+    "try messages at once": "メールをすぐに送ってみる",
+    "keep messages until they are released": "メールを解除まで保留する",
+    "let held messages go": "保留中のメールを解除する",
+    "delete messages for ever": "メールを完全に削除する",
+    "the message as it would be sent, on stdout": "メールを送信時の形で標準出力に書き出す",
+    "only messages in this state": "この状態のメールだけ",
+    "only those of this device or address": "この機器またはアドレスからのものだけ",
+    "only those to a matching address; * is anything": "宛先が一致するものだけ (* は任意の文字列)",
+    "a queue id": "queue id",
+    "the message itself, in its place": "代わりにメールそのものを表示する",
+    "every message that waits, and lift all pauses": "待っているすべてのメール (休止も解除する)",
+    "every held message of this device": "この機器の保留中のメールすべて",
+    "tell the senders by a report": "差出人に通知する",
+    "do not ask": "確認しない",
+    "(the relay is not running: this is what lies in {folder})": "(リレーは動いていません: {folder} の中身です)",
+    "{name} is damaged: {reason}": "{name} は壊れています: {reason}",
+    "Nothing waits.": "待っているメールはありません。",
+    "STATE": "状態",
+    "SIZE": "サイズ",
+    "AGE": "経過",
+    "NEXT TRY": "次の送信",
+    "FROM": "差出人",
+    "TO": "宛先",
+    "{count} message(s), {size}": "{count} 通、{size}",
+    " and {count} more": " ほか {count} 件",
+    "queued": "待機",
+    "deferred": "延期",
+    "held": "保留",
+    "attempting": "送信中",
+    "pending": "未送信",
+    "relayed": "中継済み",
+    "failed": "失敗",
+    "the mail log cannot be read: {problem}": "メールログが読めません: {problem}",
+    "WHAT": "項目",
+    "state": "状態",
+    "from": "差出人",
+    "submitted by": "送信元",
+    "accepted": "受付",
+    "size": "サイズ",
+    "attempts": "試行",
+    "next try": "次の送信",
+    "to": "宛先",
+    "Delete {count} message(s) for ever? [y/N] ": "{count} 通を完全に削除しますか? [y/N] ",
+    "Nothing was deleted.": "何も削除していません。",
+    "either {one} or {other} is needed": "{one} か {other} のどちらか一方が必要です",
+    "there is no message {queue_id} in the queue": "キューに {queue_id} というメールはありません",
+    "{count} message(s) will be tried at once": "{count} 通をすぐに送ります",
+    "{count} message(s) held": "{count} 通を保留しました",
+    "{count} message(s) released": "{count} 通の保留を解除しました",
+    "{count} message(s) deleted": "{count} 通を削除しました",
+    # ── trace ──
+    "The life of the messages that match a queue id, a Message-ID, an address (* is anything) or a"
+    " device: who sent it, each attempt with the other side's words, its end."
+    " Exit code 5 without a match.": (
+        "queue id、Message-ID、アドレス (* は任意の文字列)、機器に一致するメールの足跡: 送り主、"
+        "各試行と相手の返答、結末。一致がなければ終了コードは 5 です。"
+    ),
+    "queue id, Message-ID, address or device": "queue id、Message-ID、アドレス、または機器",
+    "only what the log says of the last 90s, 5m, 4h, 2d": "この期間のログだけ (90s、5m、4h、2d など)",
+    "a list of {time, event, ...}": "{time, event, ...} の一覧",
+    "WORD is empty": "WORD が空です",
+    "the mail log knows nothing of {word}": "メールログに {word} はありません",
+    "{text!r} is no duration like 90s, 5m, 4h or 2d": "{text!r} は 90s、5m、4h、2d のような期間ではありません",
+    "(no message)": "(メールなし)",
+    "accepted {size} from {sender}: {from} to {to}": "{sender} から {size} を受け付けました: {from} から {to} へ",
+    "refused {sender}: {reply} ({reason})": "{sender} を拒否しました: {reply} ({reason})",
+    "{to}: {next_hop} took it after {delay} (attempt {attempt}): {reply}": (
+        "{to}: {next_hop} が {delay} 後に受け取りました ({attempt} 回目): {reply}"
+    ),
+    "{to}: not yet, {next_hop} said: {reply}; next try {next_attempt}": (
+        "{to}: 延期、{next_hop} の返答: {reply}、次の送信 {next_attempt}"
+    ),
+    "{to}: failed, {next_hop} said: {reply}": "{to}: 失敗、{next_hop} の返答: {reply}",
+    "{next_hop} is paused until {until}: {reason}": "{next_hop} は {until} まで休止: {reason}",
+    "{next_hop} is used again": "{next_hop} を再び使います",
+    "held: {reason}": "保留: {reason}",
+    "released": "保留を解除",
+    "deleted: {reason}": "削除: {reason}",
+    "damaged and moved aside: {reason}": "破損のため別の場所へ移しました: {reason}",
+    "alert: {reason}": "警報: {reason}",
+    "{device} used {what}": "{device} が {what} を使いました",
+    # ── send-test ──
+    "Send a test message through the running relay and wait for its fate, telling each step."
+    " Exit code 1 when it failed, or was not relayed in time.": (
+        "動いているリレーからテストメールを送り、一歩ずつ伝えながら結果を待ちます。"
+        "失敗したか、時間内に中継されなければ、終了コードは 1 です。"
+    ),
+    "where it goes": "宛先",
+    "by this smart host, whatever the routes say": "routes によらず、このスマートホストで送る",
+    "how long to wait (default: 60)": "待つ秒数 (既定: 60)",
+    "{text!r} is no number of seconds": "{text!r} は秒数ではありません",
+    "queued as {queue_id}: {size}, from {sender} to {to}": "{queue_id} として待機: {size}、{sender} から {to} へ",
+    "attempt {attempts}: {next_hop} said: {reply}; next try {next_try}": (
+        "{attempts} 回目: {next_hop} の返答: {reply}、次の送信 {next_try}"
+    ),
+    "It still waits, and will be tried on: pi-relay queue show {queue_id}": (
+        "まだ待っています。送信は続きます: pi-relay queue show {queue_id}"
+    ),
+    "held: pi-relay queue show {queue_id} says why": "保留されました: 理由は pi-relay queue show {queue_id}",
+    "its fate is no longer known": "結果はもうわかりません",
+    "pi-relay trace {queue_id} tells it": "pi-relay trace {queue_id} で見られます",
+    "relayed: {next_hop} said: {reply}": "中継しました: {next_hop} の返答: {reply}",
+    "failed: {next_hop} said: {reply}": "失敗しました: {next_hop} の返答: {reply}",
+    # ── password ──
+    "Read a line from stdin (hidden on a terminal) and print its hash, for password_hash of a device."
+    " With --generate, make the password: at most 20 ASCII characters, none that looks like another.": (
+        "標準入力から一行読み (端末では表示しません)、機器の password_hash に書くハッシュを出力します。"
+        "--generate では、見間違えない 20 文字以内の ASCII のパスワードを作ります。"
+    ),
+    "make a password, and print it too": "パスワードを作り、それも出力する",
+    "{password, password_hash}": "{password, password_hash}",
+    "password": "パスワード",
+    "Password: ": "パスワード: ",
+    "Once more: ": "もう一度: ",
+    "the password is empty": "パスワードが空です",
+    "pi-relay password --generate makes one": "pi-relay password --generate で作れます",
+    "the two are not the same": "二つが一致しません",
+    # ── demo ──
+    "Start a relay and a stand-in smart host in a temporary folder, let a pretend printer send a scan of"
+    " 5 MB, and show how it arrives. Nothing of it is left behind.": (
+        "一時フォルダでリレーと代役のスマートホストを動かし、プリンター役が 5 MB のスキャンを送って、"
+        "届くまでを見せます。後には何も残しません。"
+    ),
+    "a stand-in smart host": "代役のスマートホスト",
+    "a relay": "リレー",
+    "a pretend printer sends a scan of {size}": "プリンター役が {size} のスキャンを送信",
+    "the scan arrives at the smart host": "スキャンがスマートホストに到着",
+    "the relay refused the scan: {reply}": "リレーがスキャンを拒否しました: {reply}",
+    "Its trail, as pi-relay trace {queue_id} tells it:": "その足跡 (pi-relay trace {queue_id} の表示):",
+    "sent:    scan.pdf, {size}, sha256 {digest}": "送信: scan.pdf、{size}、sha256 {digest}",
+    "arrived: scan.pdf, {size}, sha256 {digest}": "到着: scan.pdf、{size}、sha256 {digest}",
+    "what arrived is not what was sent": "届いたものが送ったものと違います",
+    "that did not work": "うまくいきませんでした",
+    "Byte for byte the same. Nothing of this demo is left behind.": (
+        "1 バイトも違わず届きました。このデモの後には何も残っていません。"
+    ),
+    # ── sink ──
+    "The stand-in smart host: takes mail, keeps it in a Maildir, answers as scripted. No TLS, no AUTH.": (
+        "代役のスマートホスト: メールを受け取り、Maildir に保存し、指定どおりに応答します。TLS と AUTH はありません。"
+    ),
+    "  (the first recipient is put off, all others are taken)": "  (最初の宛先は後回し、ほかはすべて受け取る)",
+    "where it listens (default: 127.0.0.1:2526; port 0: any free one)": (
+        "待ち受けるアドレス (既定: 127.0.0.1:2526、ポート 0: 空いているもの)"
+    ),
+    "where it keeps mail (default: a new temporary folder)": "メールの保存先 (既定: 新しい一時フォルダ)",
+    "wait before each reply": "応答のたびに待つ",
+    "break the connection after so many bytes of a message": "メールをこのバイト数だけ受けたら接続を切る",
+    "answer VERB with CODE, or with 'CODE words'; several for one verb are used in turn, the last one"
+    " stays; VERB: {verbs} (DOT: the end of the message)": (
+        "VERB に CODE または 'CODE 文' で応答する。一つの VERB に複数あれば順に使い、最後のものが残る。"
+        "VERB: {verbs} (DOT: メールの終わり)"
+    ),
+    "{text!r} is no HOST:PORT": "{text!r} は HOST:PORT ではありません",
+    "{text!r} is no VERB=CODE like RCPT=550": "{text!r} は RCPT=550 のような VERB=CODE ではありません",
+    "listening on {address}, mail goes to {folder}": "{address} で待ち受けています、保存先は {folder}",
+    "took {size} bytes from <{sender}> to {to}: {file}": "{size} バイトを受け取りました (<{sender}> から {to}): {file}",
+    "broke off amid a message": "メールの途中で切断しました",
+}
