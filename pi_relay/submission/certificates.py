@@ -190,7 +190,7 @@ class Certificates:
     def _read_leaf(self) -> Leaf | None:
         try:
             text = (self.directory / DEVICE_PEM).read_text(encoding="ascii", errors="replace")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise CertificateError(
