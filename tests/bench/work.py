@@ -1,0 +1,265 @@
+"""The pieces of work, each done once by one contestant on a fresh instance: work -> {measurement: value}."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.systems import Contestant, System
+from tests.support.processes import cpu_seconds, free_port, memory_bytes
+from tests.support.sdcard import Costs, SdCard
+from tests.support.sinks import SmtpSink, smtp_source
+
+MB = 1_000_000
+SMALL_BYTES = 2048
+LARGE_BYTES = 25 * MB
+CARD_BYTES = 1 << 30
+COMMIT_INTERVAL_SECONDS = 5  # ext4's: what a message left behind in memory has reached the disk after it
+
+Measurements = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much of each work; the rounds are of every contestant, in turn."""
+
+    rounds: int = 5
+    outage_rounds: int = 3
+    relayed: int = 4000
+    accepted: int = 200
+    large: int = 20
+    queued: int = 10_000
+    settle_seconds: float = 15
+    idle_seconds: float = 60
+    card_relayed: int = 2000
+    card_accepted: int = 60
+
+
+QUICK = Scale(1, 1, 300, 20, 4, 300, 3, 3, 200, 10)
+
+
+def relay(contestant: Contestant, scale: Scale) -> Measurements:
+    """2 KB over 20 sessions, a connection for each message, from the first connection to the last arrival."""
+    return _relay_small(contestant, scale, keep_connections=False)
+
+
+def relay_kept(contestant: Contestant, scale: Scale) -> Measurements:
+    return _relay_small(contestant, scale, keep_connections=True)
+
+
+def accept(contestant: Contestant, scale: Scale) -> Measurements:
+    with _folder() as folder, SmtpSink(folder) as sink, _running(contestant, folder, sink.port) as system:
+        return {"accept_ms": _accept_one_at_a_time(system, sink, scale.accepted)}
+
+
+def large(contestant: Contestant, scale: Scale) -> Measurements:
+    """25 MB over 4 sessions."""
+    with _folder() as folder, SmtpSink(folder) as sink, _running(contestant, folder, sink.port) as system:
+        cpu = cpu_seconds(system.pid)
+        took = _load(system, sink, messages=scale.large, sessions=4, size_bytes=LARGE_BYTES)
+        return {
+            "mb_per_second": scale.large * LARGE_BYTES / MB / took,
+            "cpu_ms": (cpu_seconds(system.pid) - cpu) / scale.large * 1000,
+        }
+
+
+def memory(contestant: Contestant, _: Scale) -> Measurements:
+    """Idle, and at most while 20 messages of 25 MB come in at once and go on."""
+    with _folder() as folder, SmtpSink(folder) as sink, _running(contestant, folder, sink.port) as system:
+        time.sleep(2)
+        idle = memory_bytes(system.pid, "Pss")
+        with _peak_rss(system.pid) as peak:
+            _load(system, sink, messages=20, sessions=20, size_bytes=LARGE_BYTES)
+        return {"idle_pss_mb": idle / MB, "peak_rss_mb": peak[0] / MB}
+
+
+def outage(contestant: Contestant, scale: Scale) -> Measurements:
+    """The smart host is down while the mail comes in, and comes back after a restart of the relay."""
+    smart_host_port = free_port()
+    with _folder() as folder, _running(contestant, folder, smart_host_port) as system:
+        enqueue_seconds = smtp_source(system.port, messages=scale.queued, sessions=20, size_bytes=SMALL_BYTES)
+        time.sleep(scale.settle_seconds)
+        cpu = cpu_seconds(system.pid)
+        time.sleep(scale.idle_seconds)
+        idle_share = (cpu_seconds(system.pid) - cpu) / scale.idle_seconds
+        pss = memory_bytes(system.pid, "Pss")
+
+        system.stop()
+        started_at = time.monotonic()
+        system.start()
+        restart_seconds = time.monotonic() - started_at
+        time.sleep(min(5, scale.settle_seconds))
+        pss = max(pss, memory_bytes(system.pid, "Pss"))
+
+        with SmtpSink(folder, port=smart_host_port) as sink:
+            system.retry_all()
+            first_at = sink.wait_for(1, 120)
+            last_at = sink.wait_for(scale.queued, 600)
+        return {
+            "enqueue_rate": scale.queued / enqueue_seconds,
+            "idle_cpu_percent": idle_share * 100,
+            "restart_seconds": restart_seconds,
+            "pss_mb": pss / MB,
+            "drain_rate": (scale.queued - 1) / (last_at - first_at),
+        }
+
+
+def sdcard(contestant: Contestant, scale: Scale) -> Measurements:
+    """As ``relay`` and ``accept``, with everything durable on an emulated SD card."""
+    with (
+        _folder() as folder,
+        SmtpSink(folder) as sink,
+        SdCard(folder, size_bytes=CARD_BYTES, costs=Costs()) as card,
+        _running(contestant, folder, sink.port, card.path) as system,
+    ):
+        _warm_up(system, sink)
+        time.sleep(COMMIT_INTERVAL_SECONDS + 1)
+        before = card.counters()
+        took = _load(system, sink, messages=scale.card_relayed, sessions=20, size_bytes=SMALL_BYTES)
+        time.sleep(COMMIT_INTERVAL_SECONDS + 1)
+        used = card.counters() - before
+        return {
+            "rate": scale.card_relayed / took,
+            "device_kb": used.bytes_written / scale.card_relayed / 1000,
+            "device_flushes": used.flushes / scale.card_relayed,
+            "accept_ms": _accept_one_at_a_time(system, sink, scale.card_accepted),
+        }
+
+
+def _relay_small(contestant: Contestant, scale: Scale, *, keep_connections: bool) -> Measurements:
+    with _folder() as folder, SmtpSink(folder) as sink, _running(contestant, folder, sink.port) as system:
+        _warm_up(system, sink)
+        cpu = cpu_seconds(system.pid)
+        took = _load(
+            system,
+            sink,
+            messages=scale.relayed,
+            sessions=20,
+            size_bytes=SMALL_BYTES,
+            keep_connections=keep_connections,
+        )
+        time.sleep(0.5)  # what it still does for them after they have arrived
+        return {
+            "rate": scale.relayed / took,
+            "cpu_ms": (cpu_seconds(system.pid) - cpu) / scale.relayed * 1000,
+        }
+
+
+def _load(
+    system: System,
+    sink: SmtpSink,
+    *,
+    messages: int,
+    sessions: int,
+    size_bytes: int,
+    keep_connections: bool = False,
+) -> float:
+    """Seconds from the first connection until the sink has the last message."""
+    already = sink.count()
+    started_at = time.monotonic()
+    smtp_source(
+        system.port,
+        messages=messages,
+        sessions=sessions,
+        size_bytes=size_bytes,
+        keep_connections=keep_connections,
+    )
+    return sink.wait_for(already + messages, 600) - started_at
+
+
+def _warm_up(system: System, sink: SmtpSink) -> None:
+    _load(system, sink, messages=100, sessions=20, size_bytes=SMALL_BYTES)
+
+
+def _accept_one_at_a_time(system: System, sink: SmtpSink, messages: int) -> float:
+    """The median, in ms, from connecting to the 250 for the message; each arrives before the next starts."""
+    _warm_up(system, sink)
+    content = (b"Subject: a page\r\n\r\n" + (b"x" * 70 + b"\r\n") * (SMALL_BYTES // 72)) + b".\r\n"
+    seconds = []
+    for _ in range(messages):
+        already = sink.count()
+        seconds.append(_submit(system.port, content))
+        sink.wait_for(already + 1, 60)
+    return statistics.median(seconds) * 1000
+
+
+def _submit(port: int, content: bytes) -> float:
+    started_at = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        replies = connection.makefile("rb")
+        _expect(replies.readline, b"220")
+        for command, code in (
+            (b"EHLO printer.office.example\r\n", b"250"),
+            (b"MAIL FROM:<printer@office.example>\r\n", b"250"),
+            (b"RCPT TO:<someone@office.example>\r\n", b"250"),
+            (b"DATA\r\n", b"354"),
+            (content, b"250"),
+        ):
+            connection.sendall(command)
+            _expect(replies.readline, code)
+        took = time.monotonic() - started_at
+        connection.sendall(b"QUIT\r\n")
+        replies.readline()
+    return took
+
+
+def _expect(readline: object, code: bytes) -> None:
+    assert callable(readline)
+    line = readline()
+    while line[3:4] == b"-":
+        line = readline()
+    if not line.startswith(code):
+        raise RuntimeError(f"expected {code.decode()}, got {line!r}")
+
+
+@contextmanager
+def _peak_rss(pid: int) -> Iterator[list[float]]:
+    """The family's largest RSS meanwhile, in a list of one: of samples and the root's own high-water mark."""
+    peak = [0.0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], memory_bytes(pid, "Rss"))
+
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # begins a new high-water mark: proc(5)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+        status = Path(f"/proc/{pid}/status").read_text()
+        high_water = re.search(r"VmHWM:\s*(\d+)", status)
+        assert high_water is not None
+        peak[0] = max(peak[0], int(high_water[1]) * 1024)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def _running(
+    contestant: Contestant, folder: Path, smart_host_port: int, storage: Path | None = None
+) -> Iterator[System]:
+    system = contestant.system(folder / "system", smart_host_port, storage)
+    os.sync()  # nobody pays for what the one before left behind
+    system.start()
+    try:
+        yield system
+    finally:
+        system.stop()
