@@ -11,7 +11,8 @@ from pi_relay.submission.addresses import private_addresses
 
 def test_private_addresses_are_those_of_ip() -> None:
     listed = json.loads(subprocess.run(["ip", "-j", "addr"], capture_output=True, check=True).stdout)
-    known = [ip_address(info["local"]) for link in listed for info in link["addr_info"]
-             if not info.get("temporary") and not info.get("deprecated") and not info.get("tentative")]  # fmt: skip
+    passing = ("temporary", "deprecated", "tentative")
+    infos = [info for link in listed for info in link["addr_info"] if not any(map(info.get, passing))]
+    known = [ip_address(info["local"]) for info in infos]
     private = [a for a in known if a.is_private and not a.is_loopback and not a.is_link_local]
     assert sorted(private_addresses()) == sorted(str(address) for address in private)
