@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pi_relay.control import SOCKET_NAME, ControlServer, Handler
@@ -69,3 +70,34 @@ class CommandLine:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(10)
             loop.close()
+
+    def binary(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        """The same, where what comes out is no text."""
+        return subprocess.run(
+            [sys.executable, "-m", "pi_relay", *arguments],
+            stdin=subprocess.DEVNULL,
+            env=self.environment(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+    def on_terminal(self, typed: bytes, *arguments: str) -> tuple[int, bytes]:
+        """Exit code and screen of a command at a terminal where somebody types."""
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pi_relay", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=self.environment(),
+            start_new_session=True,
+        )
+        os.close(theirs)
+        os.write(ours, typed)
+        screen = b""
+        with suppress(OSError):  # EIO: the other side is closed
+            while data := os.read(ours, 4096):
+                screen += data
+        os.close(ours)
+        return process.wait(60), screen
