@@ -356,7 +356,7 @@ def _unstuffed(content: bytes) -> bytes:
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────
 
-SENDER_REFUSED = "The sender address was refused. Ask the administrator which one the device should use."
+SENDER_REFUSED = "The sender address was refused. Ask the administrator which one to use."
 SENDER_REFUSED_JA = "差出人アドレスが拒否されました。機器に設定する差出人を管理者に確認してください。"
 TOO_LARGE = "The message is too large. Send less at once: fewer pages, or a lower resolution."
 TOO_LARGE_JA = "メールが大きすぎます。ページ数を減らすか、解像度を下げて送信してください。"
@@ -378,7 +378,7 @@ ENGLISH = Texts(
     closings={
         "failed": "The relay will not try again. If the message is still needed, please send it again once "
         "the cause is mended.",
-        "delayed": "You need not do anything: the relay keeps trying, and will tell you if it has to give up.",
+        "delayed": "You need do nothing: the relay keeps trying, and will tell you if it has to give up.",
         "relayed": "There will be no further confirmation for these addresses.",
         "report": "The sender of that message may not know what became of it. The report is attached: please "
         "pass it on.",
