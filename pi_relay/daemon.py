@@ -1,0 +1,194 @@
+"""Builds the rooms, joins them, and keeps them running: start, signals, reload, stop.
+
+Rules: the only place where the rooms meet; each is handed the callables it needs and knows nothing of the
+others. Start goes from the inside out (queue, ways out, then listeners), stop the other way round, so that
+nothing is accepted that could not be kept. It must not decide anything about a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from pi_relay import __version__, maillog, state
+from pi_relay.config import Config, ConfigInvalid, Finding, check, in_words
+from pi_relay.control import SOCKET_NAME, ControlServer
+from pi_relay.delivery import Delivery
+from pi_relay.model import IncomingMessage
+from pi_relay.operations import Operations
+from pi_relay.queue.manager import Manager
+from pi_relay.queue.store import Store, StoreLocked
+from pi_relay.submission.certificates import CertificateError, Certificates
+from pi_relay.submission.server import ListenerError, Server
+
+STOP_GRACE_SECONDS = 10.0
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION = 0, 1, 3
+
+
+class Relay:
+    """The parts of a running relay."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._started_at = time.monotonic()
+        self._last_known_time = state.last_known_time(state.state_directory())
+        queue = config.queue
+        self.store = Store(
+            queue.directory,
+            size_max_bytes=queue.size_max_bytes,
+            free_space_min_bytes=queue.free_space_min_bytes,
+        )
+        self.certificates = Certificates(config, state.state_directory())
+        self.delivery = Delivery(config, on_hop_changed=self._hop_changed)
+        self.manager = Manager(
+            self.store,
+            config,
+            deliver=self.delivery.deliver,
+            hop_state=self.delivery.hop_state,
+            capacity=self.delivery.capacity,
+            resume=self.delivery.resume,
+        )
+        self.server = Server(config, begin=self.begin, tls_context=self.certificates.context)
+        operations = Operations(self, reload=self.reload)
+        self.control = ControlServer(state.runtime_directory() / SOCKET_NAME, operations.handlers())
+
+    def begin(self, declared_size_bytes: int | None) -> IncomingMessage:
+        return self.store.begin(declared_size_bytes)
+
+    def _hop_changed(self, name: str) -> None:
+        self.manager.hop_changed(name)
+
+    async def start(self) -> None:
+        """Open everything, listeners last. Raises StoreLocked, ListenerError or OSError."""
+        await self.store.open()
+        await self.certificates.ensure()
+        await self.control.start()
+        self.manager.start()
+        await self.server.start()
+
+    async def stop(self) -> None:
+        """Finish what is under way, STOP_GRACE_SECONDS at most; everything else stays in the queue."""
+        await self.server.stop_listening()
+        await asyncio.gather(
+            self.server.close(STOP_GRACE_SECONDS / 2),
+            self.manager.stop(STOP_GRACE_SECONDS / 2),
+        )
+        await self.delivery.close()
+        await self.control.close()
+        await self.store.close()
+
+    async def reload(self) -> list[Finding]:
+        """Take the file as it is now; its warnings. ConfigInvalid: it has errors, and nothing has changed."""
+        config, findings = await asyncio.to_thread(check, self.config.path)
+        if config is None:
+            raise ConfigInvalid(self.config.path, findings)
+        await self.certificates.reconfigure(config)
+        self.config = config
+        queue = config.queue
+        self.store.reconfigure(
+            size_max_bytes=queue.size_max_bytes, free_space_min_bytes=queue.free_space_min_bytes
+        )
+        await self.delivery.reconfigure(config)
+        self.manager.reconfigure(config)
+        await self.server.reconfigure(config)
+        open_log(config)
+        return findings
+
+    def clock_is_wrong(self) -> bool:
+        """Whether the clock must not be believed now (docs/flow.md, "Time")."""
+        running_seconds = time.monotonic() - self._started_at
+        return state.clock_is_wrong(
+            time.time(),
+            last_known=self._last_known_time,
+            is_synchronised=state.clock_is_synchronised(),
+            running_seconds=running_seconds,
+        )
+
+
+async def _serve(config: Config) -> int:
+    """Run until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    relay = Relay(config)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        await relay.start()
+    except (StoreLocked, ListenerError, CertificateError, OSError) as problem:
+        print(f"pi-relay: {problem}", file=sys.stderr)
+        await relay.stop()
+        return EXIT_FAILED
+    reloads = Reloads(relay)
+    loop.add_signal_handler(signal.SIGHUP, reloads.request)
+    _notify("READY=1")
+    maillog.notice(f"pi-relay {__version__} is ready; messages in the queue: {len(relay.store.entries)}")
+    await stopping.wait()
+    _notify("STOPPING=1")
+    maillog.notice("stopping")
+    await relay.stop()
+    return EXIT_OK
+
+
+class Reloads:
+    """SIGHUP: one reload at a time; one asked for meanwhile follows."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._again = False
+        self._task: asyncio.Task[None] | None = None
+
+    def request(self) -> None:
+        self._again = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while self._again:
+            self._again = False
+            try:
+                await self._relay.reload()
+            except ConfigInvalid as invalid:
+                maillog.error(f"the file has errors; the last good configuration stays in force\n{invalid}")
+            else:
+                maillog.notice("the configuration was read again")
+
+
+def _notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)), where it asked to be told."""
+    if "NOTIFY_SOCKET" in os.environ:
+        from sdnotify import SystemdNotifier
+
+        SystemdNotifier().notify(message)
+
+
+def open_log(config: Config) -> None:
+    maillog.open_log(state.state_directory() / "log", config.log, stderr=True)
+
+
+def run(path: Path) -> int:
+    """`pi-relay serve`: the exit code. 3: the file has errors; 1: something else keeps it from starting."""
+    config, findings = check(path)
+    for finding in findings:
+        print(in_words(path, finding), file=sys.stderr)
+    if config is None:
+        return EXIT_BAD_CONFIGURATION
+    try:
+        state.state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+        open_log(config)
+    except OSError as problem:
+        print(f"pi-relay: {problem}", file=sys.stderr)
+        return EXIT_FAILED
+    # What is imported by now lives as long as we do: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    try:
+        return asyncio.run(_serve(config))
+    finally:
+        state.note_time(state.state_directory(), time.time())
+        maillog.close_log()
