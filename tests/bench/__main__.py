@@ -113,7 +113,8 @@ def _machine() -> str:
         f"{datetime.now(UTC):%Y-%m-%d}",
         f"{cpu}, {os.cpu_count()} cores shared with the load generator, {memory_gib:.0f} GiB",
         f"{release}, Linux {platform.release()}, new file + fsync {_fsync_ms():.2f} ms",
-        f"pi-relay {__version__} ({_output('git', 'describe', '--always')}), Python {platform.python_version()}",
+        f"pi-relay {__version__} ({_output('git', 'describe', '--always')})",
+        f"Python {platform.python_version()}",
         f"Postfix {_output('postconf', '-h', 'mail_version')}",
     )
     return "\n".join(f"- {fact}" for fact in facts)
@@ -152,7 +153,7 @@ our own number.
 - Each contestant is a whole system in processes of its own, on a fresh queue; the smart host is Postfix's
   smtp-sink, the senders are smtp-source, and for one message at a time a plain socket. All of it on loopback.
 - A rate counts from the first connection until the sink has the last message. A hundred messages warm up.
-- CPU is that of the whole family of processes: of each living one by its own clock, and of each that has ended
+- CPU is that of the whole family of processes: of each living one by its own clock, of each that has ended
   by what its parent was told when waiting for it. PSS and RSS are sums over the family, from `smaps_rollup`;
   the largest RSS is sampled every 50 ms, and is at least the main process's own high-water mark.
 - Outage: nobody listens on the smart host's port while the mail comes in; after 15 s the CPU of the next 60 s
