@@ -163,7 +163,7 @@ our own number.
   0.2 ms, a read 0.6 ms, a flush 2.5 ms, one at a time, at 18 MiB/s. Queue and state of pi-relay with its log,
   and the queue of Postfix, lie on it. Bytes and flushes are the disk's own count, until 6 s after the last
   arrival.
-- Limits lifted for the loads: message size (both); messages an hour and connections a client (pi-relay).
+- Limits lifted for the loads: message size (both); connections in all and from one client (pi-relay).
   Postfix is otherwise as its authors ship it, without TLS; pi-relay offers STARTTLS, which no sender uses.
 - Postfix logs to the system's log socket, whose reader is charged to nobody. pi-relay's own log is charged to
   it.

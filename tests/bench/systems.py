@@ -1,7 +1,7 @@
 """The two contestants, each as a whole system in processes of its own, handing everything to one smart host.
 
 Both are as shipped but for limits that would stand in the way of a load: sizes for both; for pi-relay also
-messages an hour and connections a client (``tests.support.relay``). Postfix logs to the system's log socket,
+connections, in all and from one client (``tests.support.relay``). Postfix logs to the system's log socket,
 whose reader is not charged to it; pi-relay writes its log itself, and is charged.
 """
 

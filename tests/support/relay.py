@@ -28,11 +28,9 @@ address = "127.0.0.1:{port}"
 
 [submission]
 networks = ["local"]
-sender_domains = ["*"]
 message_size_max = "64 MB"
 connections_max = 400
 connections_per_client_max = 400
-messages_per_hour_max = 0
 
 [smart_hosts.office]
 host = "127.0.0.1"
@@ -147,7 +145,8 @@ class Relay:
             check=False,
         )
         if result.returncode:
-            raise RuntimeError(f"pi-relay {' '.join(arguments)}: exit {result.returncode}: {result.stderr}")
+            words = f"{result.stdout}{result.stderr}"
+            raise RuntimeError(f"pi-relay {' '.join(arguments)}: exit {result.returncode}: {words}")
         return result
 
     def _is_ready(self) -> bool:
