@@ -689,7 +689,7 @@ class Manager:
         return None
 
     def _way_for(self, line: Line, record: Record, activity: Activity, hop: str) -> WayOut | None:
-        """The way out that this line stands for, as the routes are now; otherwise the record changes lines."""
+        """The way out that this line stands for, as routes are now; otherwise the record changes lines."""
         assert activity.envelope is not None
         ways = self._ways(activity.envelope)
         record.vias = tuple(way.via for way in ways)
