@@ -1,0 +1,233 @@
+"""An attempt at one next hop: may it carry the message, a session, the transactions, what they tell of it.
+
+Rules: what a next hop gets of a message (its reverse-path, its header block) is derived anew for each
+transaction, in ``_transaction``. An idle session that turns out dead costs nothing but a fresh one. A hop as
+a whole is judged by every attempt: trouble of its own or of our account pauses it, any other answer opens it.
+It must not know which other next hops there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from pi_relay import maillog
+from pi_relay.config import SmartHost
+from pi_relay.delivery.health import Health
+from pi_relay.delivery.pool import Pool
+from pi_relay.delivery.session import Session, SessionFailed
+from pi_relay.delivery.timeouts import Timeouts
+from pi_relay.delivery.transaction import Extensions, Outcome, Transaction, commands, transact
+from pi_relay.lifecycle import send_as_denied, unexpected
+from pi_relay.model import (
+    Envelope,
+    Failure,
+    FileSpan,
+    NextHop,
+    Reply,
+    Scope,
+    StoredMessage,
+)
+
+SIZE_RESERVE_BYTES = 4096  # a next hop counts what it adds itself, too
+
+TOO_LARGE = Failure(Scope.MESSAGE, Reply(552, "5.3.4", "the message is larger than the next hop takes"), True)
+NO_SMTPUTF8 = Failure(
+    Scope.MESSAGE, Reply(553, "5.6.7", "the message needs SMTPUTF8, which the next hop does not offer"), True
+)
+NO_8BITMIME = Failure(
+    Scope.MESSAGE, Reply(554, "5.6.3", "the message needs 8BITMIME, which the next hop does not offer"), True
+)
+
+_OF_THE_HOP = (Scope.NEXT_HOP, Scope.ACCOUNT)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What one next hop made of the positions it was tried with."""
+
+    outcomes: dict[int, Reply | Failure] = field(default_factory=dict)  # by position in the envelope
+    onward: set[int] = field(default_factory=set)  # those that the next in ``via`` may try
+    in_doubt: set[int] = field(default_factory=set)  # the end of data went unanswered: it may have them
+    notify_handed_on: set[int] = field(default_factory=set)
+
+    def pass_over(self, positions: Sequence[int], failure: Failure, *, onward: bool = True) -> None:
+        """No transaction was made for them; what an earlier one said of some of them stands."""
+        for position in positions:
+            if position not in self.outcomes:
+                self.outcomes[position] = failure
+                if onward:
+                    self.onward.add(position)
+
+
+class Hop:
+    def __init__(
+        self,
+        host: SmartHost,
+        health: Health,
+        open_session: Callable[[SmartHost], Awaitable[Session]],
+        timeouts: Timeouts,
+    ) -> None:
+        self.host = host
+        self.health = health
+        self.pool = Pool(lambda: open_session(host), host.connections_max)
+        self.next_hop = NextHop(
+            host.name, host.host, host.port, host.tls, host.name if host.auth == "password" else ""
+        )
+        self._timeouts = timeouts
+
+    async def attempt(self, envelope: Envelope, positions: Sequence[int], message: StoredMessage) -> Attempt:
+        """Try the positions here: an outcome for each. Raises nothing but cancellation."""
+        attempt = Attempt()
+        health = self.health
+        limit_bytes = self.host.message_size_max_bytes
+        if limit_bytes and _size_bytes(message) + SIZE_RESERVE_BYTES > limit_bytes:
+            attempt.pass_over(positions, TOO_LARGE)
+            return attempt
+        if health.trouble is None:
+            await self._try(attempt, envelope, positions, message)
+        elif not await health.may_begin():
+            attempt.pass_over(positions, health.trouble)
+        else:
+            try:
+                await self._try(attempt, envelope, positions, message)
+            finally:
+                health.probe_ended()
+        return attempt
+
+    async def _try(
+        self, attempt: Attempt, envelope: Envelope, positions: Sequence[int], message: StoredMessage
+    ) -> None:
+        try:
+            await self._transactions(attempt, envelope, positions, message)
+        except SessionFailed as failed:
+            self._judge(failed.failure)
+            attempt.pass_over(positions, failed.failure)
+        except Exception as problem:
+            maillog.error(f"delivery of {envelope.queue_id} to {self.host.name}", problem)
+            attempt.pass_over(positions, unexpected(problem), onward=False)
+
+    async def _transactions(
+        self, attempt: Attempt, envelope: Envelope, positions: Sequence[int], message: StoredMessage
+    ) -> None:
+        """As many as it takes: the other side may take some recipients only, or not our sender."""
+        sender = self.host.sender
+        reverse_path = envelope.reverse_path
+        if not reverse_path and not self.host.null_sender:
+            reverse_path = sender
+        waiting, fresh = positions, False
+        while waiting:
+            session = await self.pool.take(fresh=True) if fresh else self.pool.take_idle()
+            if session is None:
+                session = await self.pool.take()
+            try:
+                extensions = session.extensions
+                smtputf8 = _needs_smtputf8(envelope, waiting, reverse_path, message)
+                unfit = _unfit(envelope, message, extensions, smtputf8)
+                if unfit is not None:
+                    attempt.pass_over(waiting, unfit, onward=unfit is not NO_8BITMIME)
+                    return
+                outcome = await transact(
+                    session.wire,
+                    self._transaction(envelope, waiting, reverse_path, message, extensions, smtputf8),
+                    extensions,
+                    self._timeouts,
+                    reset=session.left_open,
+                )
+                session.left_open = outcome.left_open
+                session.messages += 1
+            finally:
+                self.pool.give_back(session)
+            fresh = outcome.unanswered and session.reused
+            if fresh:
+                continue  # it had died while it was idle
+            denied = self._take_down(attempt, waiting, outcome, envelope, extensions)
+            if denied and sender and reverse_path != sender:
+                waiting, reverse_path = denied, sender
+                continue
+            self._judge(*outcome.results)
+            waiting = [waiting[place] for place in outcome.put_off]
+
+    def _transaction(
+        self,
+        envelope: Envelope,
+        positions: Sequence[int],
+        reverse_path: str,
+        message: StoredMessage,
+        extensions: Extensions,
+        smtputf8: bool,
+    ) -> Transaction:
+        """What this next hop gets: the place where a header block of its own would be derived."""
+        recipients = [envelope.recipients[position] for position in positions]
+        return commands(envelope, recipients, reverse_path, message, extensions, smtputf8=smtputf8)
+
+    def _take_down(
+        self,
+        attempt: Attempt,
+        positions: Sequence[int],
+        outcome: Outcome,
+        envelope: Envelope,
+        extensions: Extensions,
+    ) -> list[int]:
+        """Write what was said of the positions into the attempt; those refused for their sender."""
+        denied = []
+        for position, said in zip(positions, outcome.results, strict=True):
+            attempt.outcomes[position] = said
+            attempt.onward.discard(position)
+            if isinstance(said, Reply):
+                if extensions.dsn and envelope.recipients[position].notify:
+                    attempt.notify_handed_on.add(position)
+            elif said.scope is Scope.ACCOUNT:
+                attempt.onward.add(position)
+                if send_as_denied(said):
+                    denied.append(position)
+            elif said.scope is Scope.NEXT_HOP and outcome.unanswered:
+                attempt.onward.add(position)
+        if outcome.in_doubt:
+            attempt.in_doubt.update(positions[place] for place in outcome.accepted)
+        return denied
+
+    def _judge(self, *said: Reply | Failure) -> None:
+        """What an attempt tells of the hop as a whole: any word of its own trouble, unless it took mail."""
+        trouble = None
+        for each in said:
+            if isinstance(each, Reply):
+                trouble = None
+                break
+            if each.scope in _OF_THE_HOP:
+                trouble = trouble or each
+        if trouble is None:
+            self.health.succeeded()
+        else:
+            self.health.failed(trouble)
+            self.pool.refuse_waiters(trouble)
+
+
+def _size_bytes(message: StoredMessage) -> int:
+    body = message.body
+    return len(message.header) + (body.length_bytes if isinstance(body, FileSpan) else len(body))
+
+
+def _needs_smtputf8(
+    envelope: Envelope, positions: Sequence[int], reverse_path: str, message: StoredMessage
+) -> bool:
+    """RFC 6531 3.1 and 3.4: an address beyond ASCII, or a header block that was announced as UTF-8."""
+    return (
+        not reverse_path.isascii()
+        or not all(envelope.recipients[position].forward_path.isascii() for position in positions)
+        or (envelope.smtputf8 and not message.header.isascii())
+    )
+
+
+def _unfit(
+    envelope: Envelope, message: StoredMessage, extensions: Extensions, smtputf8: bool
+) -> Failure | None:
+    """Why this message cannot be carried by what the other side offers."""
+    limit_bytes = extensions.size_max_bytes
+    if limit_bytes and _size_bytes(message) + SIZE_RESERVE_BYTES > limit_bytes:
+        return TOO_LARGE
+    if smtputf8 and not extensions.smtputf8:
+        return NO_SMTPUTF8
+    if envelope.body_type == "8BITMIME" and not extensions.eight_bit_mime:
+        return NO_8BITMIME
+    return None
