@@ -6,8 +6,8 @@ a report is its original's with a tail. The clock has no part in it: the store c
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 LENGTH = 10
@@ -42,4 +42,4 @@ def number_of(name: str) -> int:
 
 def first_number() -> int:
     """Where a new queue starts to count: anywhere, so that a queue made anew repeats no id of the logs."""
-    return 1 + secrets.randbelow(1 << 48)
+    return 1 + int.from_bytes(os.urandom(6))

@@ -130,7 +130,7 @@ class Incoming:
         if envelope.queue_id != self.queue_id or envelope.message_size_bytes != self._size_bytes:
             raise ValueError("the envelope is not of this message")
         store = self._store
-        if store.broken:
+        if store.broken or store.closed:
             self.abort()
             raise store.refusal(None)
         self._stage = _Stage.COMMITTING

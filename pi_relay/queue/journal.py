@@ -39,6 +39,7 @@ from pi_relay.queue.envelopes import decode_entry
 from pi_relay.queue.files import Damaged
 
 BLOCK_BYTES = 4096
+SIZE_MIN_BYTES = 16 * BLOCK_BYTES
 BATCH_MAX_BYTES = 1024 * 1024
 ID_RESERVE = 4096  # how far the id mark runs ahead
 ROOM_WAIT_SECONDS = 10.0  # how long a record waits for room in a full ring
@@ -154,7 +155,9 @@ class Journal:
 
     def open(self, size_bytes: int, directory_fd: int, number_min: int) -> Replay:
         """Open or lay out the file, replay it, and make the mark for new ids durable. Raises OSError."""
-        if not self._path.exists():
+        cut_short = b""
+        if not self._path.exists() or self._path.stat().st_size < SIZE_MIN_BYTES:
+            cut_short = self._path.read_bytes() if self._path.exists() else b""
             self._lay_out(size_bytes, directory_fd)
         self._fd = self._disk.open(self._path, os.O_RDWR)
         self._size_bytes = os.fstat(self._fd).st_size // BLOCK_BYTES * BLOCK_BYTES
@@ -170,6 +173,8 @@ class Journal:
         self._write([], [])
         if self._broken is not None:
             raise self._broken
+        if cut_short:
+            replay.damaged.append(DamagedBytes("journal-cut", "the journal is cut short", cut_short))
         return replay
 
     def _lay_out(self, size_bytes: int, directory_fd: int) -> None:
@@ -180,6 +185,9 @@ class Journal:
             for offset in range(0, size_bytes, _SCAN_BYTES):
                 self._disk.pwrite(fd, bytes(min(_SCAN_BYTES, size_bytes - offset)), offset)
             self._disk.fdatasync(fd)
+        except OSError:
+            self._disk.unlink(part)
+            raise
         finally:
             self._disk.close(fd)
         self._disk.rename(part, self._path)

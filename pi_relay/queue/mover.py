@@ -107,6 +107,12 @@ class Mover:
             if not future.done():
                 future.set_exception(KeyError(queue_id))
 
+    def again(self, task: Task) -> None:
+        """Try a task of a failed group once more, unless a later word has come."""
+        later = self.waiting.setdefault(task.queue_id, task)
+        if later is not task:
+            later.waiters += task.waiters
+
     def knows(self, queue_id: str) -> bool:
         return queue_id in self.waiting or queue_id in self.under_way
 

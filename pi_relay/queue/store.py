@@ -127,6 +127,7 @@ class Store:
         self._tick_timer: asyncio.TimerHandle | None = None
         self._lock_fd = -1
         self._closing = False
+        self.closed = False
         self._loop: asyncio.AbstractEventLoop
 
     @property
@@ -142,6 +143,7 @@ class Store:
         try:
             corrupt = await self.run(self._moving, self._recover)
         except BaseException:
+            self._journal.close(0)
             self._unlock()
             raise
         for name, reason in corrupt.items():
@@ -438,11 +440,12 @@ class Store:
                 read.future.set_exception(KeyError(queue_id))
         elif self._journalled.get(queue_id) is not read.record:
             self._request(read._replace(record=self._journalled.get(queue_id)))  # it has moved meanwhile
-        elif isinstance(error, OSError) and error.errno in SHORTAGES:
+        elif isinstance(error, OSError) and (self.broken or error.errno in SHORTAGES):
             if not read.future.done():
                 read.future.set_exception(error)
         else:
-            self._set_aside(read, str(error))
+            vanished = isinstance(error, FileNotFoundError)
+            self._set_aside(queue_id, read.record, "its file has vanished" if vanished else str(error), read)
 
     # -- settle and remove (laws 2 and 3)
 
@@ -479,16 +482,14 @@ class Store:
         entry = self._entries.pop(queue_id)
         self.space.used_bytes -= entry.size_bytes
         record = self._journalled.pop(queue_id, None)
+        self._mover.drop(queue_id)
+        self._arm()
         if record is not None:
             self._leave_journal(record)
             if queue_id not in self._mover.under_way:
-                self._mover.drop(queue_id)
-                self._arm()
                 return
-        task = self._mover.task(queue_id, None)
-        task.gone, task.envelope, task.message, task.record = True, None, None, None
+        self._mover.task(queue_id, None).gone = True
         self._mover.wake(urgent=False)
-        self._arm()
 
     def _leave_journal(self, record: Record) -> None:
         self._journal.forget(record)
@@ -528,19 +529,18 @@ class Store:
     def _not_moved(self, task: Task, error: Exception) -> None:
         """A change was not made: whoever waits is told, and what is still true is tried again."""
         queue_id = task.queue_id
-        refusal = self.refusal(error if isinstance(error, OSError) else None)
-        _resolve(task.waiters, refusal)
-        if task.put is not None or (queue_id not in self._entries and not task.gone):
+        vanished = isinstance(error, FileNotFoundError) and task.record is None and task.message is None
+        if isinstance(error, Damaged) or vanished:
+            self._set_aside(queue_id, task.record, "its file has vanished" if vanished else str(error))
+            _resolve(task.waiters, KeyError(queue_id))
             return
-        if isinstance(error, Damaged):
-            read = _Read(queue_id, False, task.record, False, self._loop.create_future())
-            read.future.add_done_callback(_ignore)
-            self._set_aside(read, str(error))
-            return
-        task.waiters = []
-        later = self._mover.waiting.get(queue_id)
-        if later is None:
-            self._mover.waiting[queue_id] = task
+        if not (isinstance(error, OSError) and error.errno in SHORTAGES):
+            _resolve(task.waiters, self.refusal(error if isinstance(error, OSError) else None))
+            task.waiters = []
+            if task.put is not None:
+                return
+        if queue_id in self._entries or task.gone or task.waiters:
+            self._mover.again(task)
 
     def _group_done(self) -> None:
         if self._journal.crowded:
@@ -581,8 +581,9 @@ class Store:
 
     # -- damaged messages (law 4)
 
-    def _set_aside(self, read: _Read, reason: str) -> None:
-        queue_id, record = read.queue_id, read.record
+    def _set_aside(
+        self, queue_id: str, record: Record | None, reason: str, read: _Read | None = None
+    ) -> None:
         entry = self._entries.pop(queue_id, None)
         if entry is None:
             return
@@ -598,7 +599,7 @@ class Store:
             error = future.exception()
             if isinstance(error, OSError):
                 self.refusal(error)
-            if not read.future.done():
+            if read is not None and not read.future.done():
                 read.future.set_exception(CorruptMessage(reason))
 
         self.run(self._moving, self._put_aside, queue_id, record).add_done_callback(done)
@@ -616,14 +617,26 @@ class Store:
             self.disk.rename(self.directory / name, self._aside_path(name))
         except FileNotFoundError:
             return  # an admin took it
+        self._sync_aside()
         self.disk.sync_directory(self.directory_fd)
 
     def _save_aside(self, name: str, data: bytes) -> None:
+        path = self.directory / CORRUPT_NAME / name
+        if path.exists() and path.read_bytes() == data:
+            return  # by an earlier start
         path = self._aside_path(name)
         fd = self.disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             self.disk.write(fd, data)
             self.disk.fdatasync(fd)
+        finally:
+            self.disk.close(fd)
+        self._sync_aside()
+
+    def _sync_aside(self) -> None:
+        fd = self.disk.open_directory(self.directory / CORRUPT_NAME)
+        try:
+            self.disk.sync_directory(fd)
         finally:
             self.disk.close(fd)
 
@@ -672,6 +685,7 @@ class Store:
                 break
             await asyncio.sleep(0.005)
         self._mover.stop()
+        self.closed = True
         left_seconds = max(1.0, deadline - self._loop.time())
         await self.run(self._moving, self._journal.close, left_seconds)
         for executor in (self._moving, self._readers, self.writers):
@@ -697,7 +711,3 @@ def _resolve(waiters: list[asyncio.Future[None]], error: BaseException | None) -
             future.set_result(None)
         else:
             future.set_exception(error)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    future.exception()
