@@ -42,9 +42,6 @@ postmaster = "admin@demo.example"
 address = "127.0.0.1:{port}"
 tls = "off"
 
-[submission]
-sender_domains = ["demo.example"]
-
 [smart_hosts.sink]
 host = "127.0.0.1"
 port = {sink_port}

@@ -122,9 +122,11 @@ def _from_folder(options: argparse.Namespace, wanted: dict[str, str]) -> Iterato
 
     directory = configuration(options).queue.directory
     print(t("(the relay is not running: this is what lies in {folder})", folder=directory), file=sys.stderr)
+    if not directory.exists():
+        return  # the relay has never run
     for found in survey(directory):
         if found.envelope is None:
-            complain(t("{name} is damaged: {reason}", name=found.name, reason=found.problem))
+            complain(t("{name} is damaged: {reason}", name=found.queue_id, reason=found.corrupt))
             continue
         document = message_document(found.envelope, stored_state(found.envelope))
         if is_wanted(document, **wanted):

@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if not options.word:
+    if not options.word.strip("*"):
         raise CliError(USAGE, t("WORD is empty"))
     since = time.time() - options.since if options.since else 0.0
     events = find(log_directory(), options.word, since)
@@ -163,7 +163,7 @@ def _events(path: Path, wanted: re.Pattern[bytes], oldest: str) -> Iterator[tupl
         event = maillog.parse_line(data[start:end].decode("utf-8", "replace"))
         if event is not None and event.get("time", "") >= oldest:
             yield start, event
-        position = end
+        position = end + 1
 
 
 def _is_about(event: Event, word: str) -> bool:

@@ -42,6 +42,7 @@ MAN = Path(__file__).parents[2] / "docs" / "man"
         ["queue", "export"],
         ["trace"],
         ["trace", ""],
+        ["trace", "*"],
         ["trace", "ann@office.example", "--since", "yesterday"],
         ["send-test"],
         ["send-test", "ann@office.example", "--wait", "long"],

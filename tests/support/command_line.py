@@ -27,7 +27,6 @@ class CommandLine:
         self.file.write_text(
             'hostname = "relay.office.example"\n'
             'postmaster = "admin@office.example"\n'
-            '[submission]\nsender_domains = ["office.example"]\n'
             '[smart_hosts.isp]\nhost = "smtp.isp.example"\n'
         )
 
@@ -94,10 +93,12 @@ class CommandLine:
             start_new_session=True,
         )
         os.close(theirs)
-        os.write(ours, typed)
+        lines = typed.splitlines(keepends=True)
         screen = b""
         with suppress(OSError):  # EIO: the other side is closed
             while data := os.read(ours, 4096):
                 screen += data
+                if screen.endswith((b": ", b"] ")) and lines:
+                    os.write(ours, lines.pop(0))
         os.close(ours)
         return process.wait(60), screen
