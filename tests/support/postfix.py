@@ -97,6 +97,11 @@ class Postfix:
         subprocess.run(["postqueue", "-c", str(self.configuration), "-f"], check=True)
 
     @property
+    def inbox(self) -> Path:
+        """Where what it has delivered lies, a file a message."""
+        return self.maildir / "new"
+
+    @property
     def pid(self) -> int:
         return int((self.queue_directory / "pid" / "master.pid").read_text())
 

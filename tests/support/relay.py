@@ -18,7 +18,7 @@ from tests.support.processes import free_port, greeting, wait_until
 
 PI_RELAY = Path(sys.executable).with_name("pi-relay")
 
-# A relay on loopback for one smart host without TLS, with no limits in the way of a load.
+# A relay on loopback for one smart host, with no limits in the way of a load.
 _CONFIGURATION = """\
 hostname = "relay.office.example"
 postmaster = "admin@office.example"
@@ -35,7 +35,7 @@ connections_per_client_max = 400
 [smart_hosts.office]
 host = "127.0.0.1"
 port = {smart_host_port}
-tls = "off"
+tls = "{smart_host_tls}"
 {smart_host_extra}
 
 [queue]
@@ -58,6 +58,7 @@ class Relay:
         smart_host_port: int = 0,
         port: int = 0,
         state_directory: Path | None = None,
+        smart_host_tls: str = "off",
         smart_host_extra: str = "",
         queue_extra: str = "",
         configuration: str | None = None,
@@ -73,6 +74,7 @@ class Relay:
             or _CONFIGURATION.format(
                 port=self.port,
                 smart_host_port=smart_host_port,
+                smart_host_tls=smart_host_tls,
                 smart_host_extra=smart_host_extra,
                 queue_extra=queue_extra,
             )
