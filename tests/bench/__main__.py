@@ -115,7 +115,7 @@ def _machine() -> str:
         f"{release}, Linux {platform.release()}, new file + fsync {_fsync_ms():.2f} ms",
         f"pi-relay {__version__} ({_output('git', 'describe', '--always')})",
         f"Python {platform.python_version()}",
-        f"Postfix {_output('postconf', '-h', 'mail_version')}",
+        f"Postfix {_output('postconf', '-d', '-h', 'mail_version')}",
     )
     return "\n".join(f"- {fact}" for fact in facts)
 
