@@ -979,6 +979,7 @@ class Manager:
                 return
             maillog.held(queue_id=queue_id, reason="admin")
             self._finish_fate(queue_id, Fate("held", envelope.attempts))
+        self._arm()
 
     async def _release(self, queue_id: str) -> bool:
         entry = self._store.entries[queue_id]
@@ -1016,6 +1017,7 @@ class Manager:
         self._gone(queue_id)
         maillog.deleted(queue_id=queue_id, reason="by the administrator")
         self._finish_fate(queue_id, Fate("deleted", attempts))
+        self._arm()
 
     async def _bounce(self, queue_id: str) -> bool:
         """Report everybody who is pending as failed; False where that cannot be."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from pi_relay.queue.manager import Clock
 
@@ -43,8 +42,8 @@ class ManualClock(Clock):
         """When the timers that are set will fire."""
         return sorted(when for when, _, _, timer in self._timers if not timer.cancelled)
 
-    async def advance(self, seconds: float) -> None:
-        """Go on, and let every timer fire at its own moment, and what it sets off come to rest."""
+    async def advance(self, seconds: float, settle: Callable[[], Awaitable[None]]) -> None:
+        """Go on, and let every timer fire at its own moment; ``settle`` waits for what it sets off."""
         end = self.seconds + seconds
         while self._timers and self._timers[0][0] <= end:
             when, _, callback, timer = heapq.heappop(self._timers)
@@ -53,19 +52,10 @@ class ManualClock(Clock):
             self._go_to(max(when, self.seconds))
             self.wake_ups += 1
             callback()
-            await settled()
+            await settle()
         self._go_to(end)
-        await settled()
+        await settle()
 
     def _go_to(self, seconds: float) -> None:
         self.wall_seconds += seconds - self.seconds
         self.seconds = seconds
-
-
-async def settled() -> None:
-    """Everything that is ready to run has run, the threads of the store included."""
-    quiet = 0
-    while quiet < 5:
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        await asyncio.sleep(0 if others and quiet < 2 else 0.002)
-        quiet += 1
