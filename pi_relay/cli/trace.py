@@ -10,6 +10,7 @@ import argparse
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ SENTENCES = {
     "alert": "alert: {reason}",
     "legacy": "{device} used {what}",
 }
-_IDS_SEARCHED_ONE_BY_ONE = 16
+IDS_SEARCHED_BY_NAME_MAX = 16
 _UNITS_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -113,7 +114,7 @@ def find(directory: Path, word: str, since: float = 0.0) -> list[Event]:
                 lines.append((number, place, event))
     if queue_ids:
         for number, path in enumerate(files):
-            for place, event in _events(path, _names(queue_ids), oldest):
+            for place, event in _events(path, _names(queue_ids), oldest, among=queue_ids):
                 if _is_of(event, queue_ids):
                     lines.append((number, place, event))
     lines.sort(key=lambda line: line[:2])
@@ -137,25 +138,38 @@ def _spellings(directory: Path, word: str) -> list[str]:
     return [word, maillog.AddressMask(salt).text(word)] if salt else [word]
 
 
-def _holds(words: Iterable[str]) -> re.Pattern[bytes]:
+def _holds(words: list[str]) -> re.Pattern[bytes]:
     longest = (max(maillog.escaped(word).split("*"), key=len) for word in words)
-    return re.compile(b"|".join(re.escape(part.encode()) for part in longest), re.IGNORECASE)
+    # Addresses are the same in either case; a queue id or a name is found faster as it stands.
+    flags = re.IGNORECASE if any("@" in word for word in words) else re.NOFLAG
+    return re.compile(b"|".join(re.escape(part.encode()) for part in longest), flags)
 
 
 def _names(queue_ids: set[str]) -> re.Pattern[bytes]:
-    if len(queue_ids) > _IDS_SEARCHED_ONE_BY_ONE:
-        return re.compile(rb" queue_id=")
-    return re.compile(b" queue_id=(?:%s)" % b"|".join(re.escape(queue_id.encode()) for queue_id in queue_ids))
+    """Finds lines of these messages and their reports, of many all lines that name one; the id is a group."""
+    if len(queue_ids) > IDS_SEARCHED_BY_NAME_MAX:
+        return re.compile(rb" queue_id=(?P<id>[^ \n-]+)")
+    return re.compile(b" queue_id=(?P<id>%s)" % b"|".join(map(re.escape, _roots(queue_ids))))
 
 
-def _events(path: Path, wanted: re.Pattern[bytes], oldest: str) -> Iterator[tuple[int, Event]]:
-    """Place and event of the lines in which ``wanted`` is found."""
+def _roots(queue_ids: Iterable[str]) -> set[bytes]:
+    """The ids without what makes a report's of its original's."""
+    return {queue_id.partition("-")[0].encode() for queue_id in queue_ids}
+
+
+def _events(
+    path: Path, wanted: re.Pattern[bytes], oldest: str, among: Iterable[str] = ()
+) -> Iterator[tuple[int, Event]]:
+    """Place and event of the lines in which ``wanted`` is found, with an id ``among`` these."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return  # retention was quicker
+    ids = _roots(among)
     position = 0
-    while found := wanted.search(data, position):
+    for found in wanted.finditer(data):
+        if found.start() < position or (ids and found["id"] not in ids):
+            continue
         start = data.rfind(b"\n", 0, found.start()) + 1
         end = data.find(b"\n", found.end())
         if end < 0:
@@ -175,6 +189,7 @@ def _is_about(event: Event, word: str) -> bool:
     return any(map(same, addresses))
 
 
+@cache
 def _sameness(word: str) -> Callable[[str], object]:
     pattern = ".*".join(map(re.escape, word.split("*")))
     return re.compile(pattern, re.IGNORECASE).fullmatch if word.strip("*") else lambda address: False

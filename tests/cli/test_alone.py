@@ -218,8 +218,10 @@ def test_trace_takes_the_device_of_many_messages(pi_relay: CommandLine) -> None:
         accepted(f"0B{number:03}", "camera", ["ann@office.example"], f"<{number}@camera>")
         relayed(f"0B{number:03}", "ann@office.example")
         relayed(f"0C{number:03}", "bob@office.example")
+        relayed(f"0B{number:03}-f1-0", "eve@office.example")
     maillog.close_log()
-    assert len(json.loads(pi_relay("trace", "camera", "--json").stdout)) == 200
+    assert len(json.loads(pi_relay("trace", "camera", "--json").stdout)) == 300
+    assert len(json.loads(pi_relay("trace", "eve@office.example", "--json").stdout)) == 100
 
 
 def test_trace_reads_over_a_torn_and_a_growing_line(pi_relay: CommandLine, logged: Path) -> None:
