@@ -174,7 +174,7 @@ def _judge_envelope(wire: Wire, replies: Sequence[RawReply], count: int) -> Outc
         return Outcome([mail] * count, unanswered=replies[0][0] == 421)
     results = [_judge(wire, Stage.RCPT, raw) for raw in replies[1 : count + 1]]
     accepted = [place for place, said in enumerate(results) if said is _TAKEN]
-    if len(results) < count:  # it broke in the middle: nobody gets anything
+    if wire.broken and len(replies) < count + 2:  # before the content: nobody gets anything
         last = results[-1] if results and replies[-1][0] == 421 else None
         lost = last if isinstance(last, Failure) else _lost(wire, Stage.RCPT)
         for place in accepted:
@@ -212,7 +212,7 @@ async def _say_content(
     wire: Wire, data: RawReply | None, message: StoredMessage, outcome: Outcome, timeouts: Timeouts
 ) -> Reply | Failure:
     """What the accepted recipients get as their answer."""
-    if data is None:
+    if data is None or (wire.broken and data[0] == 354):
         return _lost(wire, Stage.DATA)
     go_ahead = _judge(wire, Stage.DATA, data)
     if isinstance(go_ahead, Failure):

@@ -29,7 +29,7 @@ EXTENSIONS = ("PIPELINING", "SIZE 50000000", "8BITMIME", "SMTPUTF8", "ENHANCEDST
 
 @dataclass(frozen=True)
 class Act:
-    """Send the bytes as they are, then: "go on" · "close" · "reset" (RST) · "hang" (never say anything again)."""
+    """Send the bytes as they are, then: "go on" · "close" · "reset" (RST) · "hang" (say nothing again)."""
 
     say: bytes = b""
     then: str = "go on"
@@ -274,7 +274,7 @@ class _Conversation:
         if isinstance(scripted, str) and not scripted.startswith("354"):
             return
         content = self._read_content()
-        if self._answer("DOT", "", "250 2.0.0 taken as 12345"):
+        if self._answer("DOT", "", "250 2.0.0 taken as 12345", positive="2"):
             self._hop.messages.append(Message(self._mail, self._rcpts, content))
         self._mail, self._rcpts = "", []
 
@@ -288,12 +288,12 @@ class _Conversation:
 
     # ── saying and hearing ───────────────────────────────────────────────────────────────────────
 
-    def _answer(self, key: str, argument: str, otherwise: str) -> bool:
+    def _answer(self, key: str, argument: str, otherwise: str, *, positive: str = "23") -> bool:
         """Do what the script says, else answer so; whether the reply was a positive one."""
         action = self._hop.action(key, argument)
         action = otherwise if action is None else action
         self._perform(action)
-        return isinstance(action, Act) or action[:1] in "23"
+        return isinstance(action, Act) or action[:1] in positive
 
     def _perform(self, action: Action) -> None:
         if isinstance(action, str):
