@@ -39,11 +39,13 @@ import json
 import os
 import socket
 import stat
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from pi_relay import maillog
+from pi_relay.maillog import rfc3339
 
 if TYPE_CHECKING:
     import asyncio
@@ -152,7 +154,7 @@ def reply_document(reply: Reply | None) -> dict[str, Any] | None:
 
 def timestamp(seconds: float | None) -> str | None:
     """RFC 3339 in UTC, whole seconds."""
-    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    return None if seconds is None else rfc3339(seconds)
 
 
 # ── the asking side: plain blocking sockets ──────────────────────────────────────────────────────
@@ -267,8 +269,6 @@ class ControlServer:
             self._conversations.discard(task)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from pi_relay import maillog
-
         try:
             question = await _question(reader)
             await self._handle(question, writer)
