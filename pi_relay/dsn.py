@@ -364,9 +364,9 @@ TOO_LARGE_JA = "メールが大きすぎます。ページ数を減らすか、�
 ENGLISH = Texts(
     greeting="This is the mail relay {hostname}, reporting on its own: please do not reply.",
     subjects={
-        "failed": "Your message could not be delivered",
-        "delayed": "Your message is delayed",
-        "relayed": "Your message was passed on",
+        "failed": "A message could not be delivered",
+        "delayed": "A message is delayed",
+        "relayed": "A message was passed on",
         "report": "A report about a message could not be delivered",
     },
     openings={

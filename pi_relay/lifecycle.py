@@ -260,7 +260,8 @@ def report_envelope(
         accepted_at=now,
         kind=report.message_kind,
         device=original.device,
-        smtputf8=original.smtputf8 or not report.to.isascii(),
+        body_type="7BIT" if report.to.isascii() else "8BITMIME",
+        smtputf8=not report.to.isascii(),
         header_size_bytes=header_size_bytes,
         message_size_bytes=message_size_bytes,
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pi_relay.config import Config, Route
-from pi_relay.lifecycle import report_id
+from pi_relay.lifecycle import ReportKind, report_id
 from pi_relay.model import Envelope, Kind, QueueRefusal, Recipient, RecipientStatus, Reply, Scope
 from tests.support.clock import ManualClock
-from tests.support.next_hops import BAD_PASSWORD, DOWN, GREYLISTED, TAKEN, UNKNOWN, NextHops
+from tests.support.next_hops import BAD_PASSWORD, DOWN, GREYLISTED, TAKEN, UNKNOWN, NextHops, Outcome
 from tests.support.queue_bench import QueueBench, office, opened
 
 DAY = 86_400.0
@@ -119,7 +119,7 @@ def test_a_greylisted_message_is_tried_at_its_slots_and_then_given_up(tmp_path: 
         assert moments == pytest.approx([0, 60, 360, 1260, 2160, 3060], abs=0.1)
         assert bench.next_hops.tries_of(queue_id) == 6
         (dsn,) = bench.taken(Kind.DSN)
-        assert dsn.queue_id == report_id(queue_id, "failed", 6, 0)  # type: ignore[arg-type]
+        assert dsn.queue_id == report_id(queue_id, ReportKind.FAILED, 6, 0)
         assert dsn.recipients[0].forward_path == "ann@office.example"
         body = bench.next_hops.messages[-1][2]
         assert b"Status: 4.4.7" in body and b"450 greylisted" in body  # type: ignore[operator]
@@ -416,7 +416,7 @@ def test_slots_of_a_message_with_a_parked_and_an_open_way_count_once(tmp_path: P
 # ── reports ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def failing_mail(envelope: Envelope, _: int) -> object:
+def failing_mail(envelope: Envelope, _: int) -> Outcome:
     return UNKNOWN if envelope.kind is Kind.MAIL else TAKEN
 
 
@@ -440,7 +440,7 @@ def test_the_report_is_durable_before_the_original_forgets(tmp_path: Path) -> No
             remove(queue_id)
 
         store.put, store.settle, store.remove = noted_put, noted_settle, noted_remove  # type: ignore[method-assign]
-        bench.next_hops.says["isp"] = failing_mail  # type: ignore[assignment]
+        bench.next_hops.says["isp"] = failing_mail
         first = await bench.submit()
         assert [call for call in calls if "-f1-0" not in call or call.startswith("put")] == [
             f"put {first}-f1-0",
@@ -473,7 +473,7 @@ def test_a_crash_between_report_and_settlement_repeats_the_same_report(tmp_path:
         await bench.store.close()
 
         again = NextHops()
-        again.says["isp"] = failing_mail  # type: ignore[assignment]
+        again.says["isp"] = failing_mail
         async with opened(config, clock=clock, next_hops=again) as bench:
             await bench.quiet()
             assert not bench.store.entries
@@ -489,8 +489,8 @@ def test_a_report_that_cannot_be_stored_leaves_the_failure_for_later(tmp_path: P
         async def full(*_: object) -> None:
             raise QueueRefusal(Reply(452, "4.3.1", "full"))
 
-        bench.store.put = full  # type: ignore[method-assign]
-        outcomes = {"a@far.example": TAKEN, "b@far.example": UNKNOWN}
+        bench.store.put = full  # type: ignore[assignment,method-assign]
+        outcomes: dict[str, Outcome] = {"a@far.example": TAKEN, "b@far.example": UNKNOWN}
         bench.next_hops.says["isp"] = lambda envelope, position: (
             outcomes[envelope.recipients[position].forward_path] if envelope.kind is Kind.MAIL else TAKEN
         )
