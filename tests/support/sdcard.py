@@ -99,6 +99,15 @@ class SdCard:
     def counters(self) -> Counters:
         return Counters(**json.loads((self._fuse / "counters").read_text()))
 
+    def fail(self, *, writes: bool = False, flushes: bool = False) -> None:
+        """From now on such requests end in an I/O error; ``fail()`` heals the disk."""
+        (self._fuse / "faults").write_text(f"{'W' * writes}{'F' * flushes}.")
+
+    def remount(self) -> None:
+        """What a restart of the machine does for a file system that has given up after errors."""
+        _run("umount", str(self.path))
+        _run("mount", "-t", "ext4", self._loop_device, str(self.path))
+
     def log_position(self) -> int:
         """How much has been logged so far: what was acknowledged by now must outlive a cut here or later."""
         return self.log.stat().st_size
@@ -157,7 +166,7 @@ def _import_fuse() -> Any:
 
 
 class _Disk:
-    """The FUSE operations: /disk is the disk, /counters tells what it did. They come one at a time."""
+    """The FUSE operations, one at a time: /disk the disk, /counters what it did, /faults what must fail."""
 
     def __init__(self, image: Path, costs: Costs, log: Path | None) -> None:
         self._image = os.open(image, os.O_RDWR)
@@ -166,6 +175,7 @@ class _Disk:
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND) if log else None
         self._writes = self._bytes_written = self._flushes = 0
         self._dirty = False
+        self._failing = b""
         self._next_offset = -1
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
@@ -188,10 +198,12 @@ class _Disk:
             return {"st_mode": stat.S_IFREG | 0o600, "st_nlink": 1, "st_size": self._size_bytes}
         if path == "/counters":
             return {"st_mode": stat.S_IFREG | 0o400, "st_nlink": 1, "st_size": 4096}
+        if path == "/faults":
+            return {"st_mode": stat.S_IFREG | 0o200, "st_nlink": 1, "st_size": 0}
         raise OSError(errno.ENOENT, path)
 
     def readdir(self, _path: str, _handle: int) -> list[str]:
-        return [".", "..", "disk", "counters"]
+        return [".", "..", "disk", "counters", "faults"]
 
     def open(self, _path: str, _flags: int) -> int:
         return 0
@@ -206,7 +218,16 @@ class _Disk:
         self._take(started_at, self._costs.read + length * self._costs.per_byte)
         return data
 
-    def write(self, _path: str, data: bytes, offset: int, _handle: int) -> int:
+    def truncate(self, path: str, _length: int, _handle: int | None = None) -> None:
+        if path != "/faults":  # written anew each time
+            raise OSError(errno.EPERM, path)
+
+    def write(self, path: str, data: bytes, offset: int, _handle: int) -> int:
+        if path == "/faults":
+            self._failing = data
+            return len(data)
+        if WRITE in self._failing:
+            raise OSError(errno.EIO, "write")
         started_at = time.monotonic()
         os.pwrite(self._image, data, offset)
         self._note(WRITE, offset, data)
@@ -219,6 +240,8 @@ class _Disk:
         return len(data)
 
     def fsync(self, _path: str, _data_only: int, _handle: int) -> int:
+        if FLUSH in self._failing:
+            raise OSError(errno.EIO, "flush")
         started_at = time.monotonic()
         if self._dirty:
             self._take(started_at, self._costs.flush)
