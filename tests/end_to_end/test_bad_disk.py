@@ -1,4 +1,4 @@
-"""A disk that starts to fail under the daemon: no false 250, a clear 451, and what was promised outlives it."""
+"""A disk that fails under the daemon: no false 250, a clear 451, and what was promised outlives it."""
 
 from __future__ import annotations
 
