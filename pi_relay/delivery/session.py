@@ -100,7 +100,7 @@ def _check_pin(transport: asyncio.BaseTransport, pin: str) -> None:
     leaf = transport.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
     seen = hashlib.sha256(leaf).hexdigest()
     if seen != pin.removeprefix("sha256:").replace(":", "").lower():
-        raise ssl.SSLCertVerificationError(f"its certificate is not the pinned one, but sha256:{seen}")
+        raise _lost(Stage.TLS, f"TLS: the certificate is not the pinned one, but sha256:{seen}")
 
 
 def _tls_trouble(problem: ssl.SSLError) -> str:

@@ -52,7 +52,6 @@ class Outcome:
     results: list[Reply | Failure]
     accepted: list[int] = field(default_factory=list)  # places whose RCPT was taken
     put_off: list[int] = field(default_factory=list)  # no more in one transaction: they may go in another
-    mail_accepted: bool = False  # from here on no other next hop may try
     unanswered: bool = False  # the session ended before MAIL had any answer but a 421
     in_doubt: bool = False  # the end of data went unanswered: the accepted ones may have the message
     left_open: bool = False  # the next transaction has to begin with RSET
@@ -179,9 +178,9 @@ def _judge_envelope(wire: Wire, replies: Sequence[RawReply], count: int) -> Outc
         lost = last if isinstance(last, Failure) else _lost(wire, Stage.RCPT)
         for place in accepted:
             results[place] = lost
-        return Outcome(results + [lost] * (count - len(results)), mail_accepted=True)
+        return Outcome(results + [lost] * (count - len(results)))
     put_off = [place for place, said in enumerate(results) if isinstance(said, Failure) and _no_more(said)]
-    return Outcome(results, accepted, put_off if accepted else [], mail_accepted=True, left_open=True)
+    return Outcome(results, accepted, put_off if accepted else [], left_open=True)
 
 
 def _judge(wire: Wire, stage: Stage, raw: RawReply) -> Reply | Failure:
