@@ -270,9 +270,8 @@ class Journal:
                 continue
             done = self._next_done()
             records = self._fitting(backlog, done)
-            if records or self._worth_writing():
-                self._write(records, done)
-            stuck = bool(backlog) and not records
+            written = (records or self._worth_writing()) and self._write(records, done)
+            stuck = bool(backlog) and not written
             if stuck:
                 overdue = time.monotonic() - ROOM_WAIT_SECONDS
                 count = sum(1 for record in backlog if self._closing or record.waiting_since < overdue)
@@ -353,8 +352,11 @@ class Journal:
         mark_is_near = self._id_mark - self._next_number < ID_RESERVE // 2
         return bool(self._done) or mark_is_near or (self._closing and self._id_mark != self._next_number)
 
-    def _write(self, records: list[Record], done: list[tuple[int, str]]) -> None:
-        """One batch: one write, one fdatasync. Tells ``on_batch`` if it held records or failed."""
+    def _write(self, records: list[Record], done: list[tuple[int, str]]) -> bool:
+        """One batch: one write, one fdatasync. Tells ``on_batch`` if it held records or failed.
+
+        False: there was no room (records have theirs, see ``_fitting``), or the disk refused.
+        """
         sequence = self._next_sequence
         low = self._low()
         done_ids = "\n".join(queue_id for at, queue_id in done if at >= low).encode()
@@ -363,7 +365,7 @@ class Journal:
         keep_bytes = self._reserve_bytes if records else self._reserve_bytes // 2
         offset_bytes = self._place(len(data), 0 if not records and self._frees() else keep_bytes)
         if offset_bytes is None and not records:
-            return  # it only waits for the store to move messages out
+            return False  # until the store has moved messages out
         assert offset_bytes is not None, "_fitting has found room"
         with self._lock:
             if records:
@@ -377,7 +379,7 @@ class Journal:
             with self._lock:
                 self._live.pop(sequence, None)
             self._on_batch(records, error)
-            return
+            return False
         self._batches.append(Batch(sequence, offset_bytes, len(data)))
         while self._batches[0].sequence < low:
             self._batches.popleft()
@@ -391,6 +393,7 @@ class Journal:
                 record.sequence = sequence
                 record.offset_bytes += offset_bytes
             self._on_batch(records, None)
+        return True
 
 
 def _encode_batch(sequence: int, low: int, mark: int, done: bytes, records: list[Record]) -> bytes:
@@ -476,7 +479,7 @@ def _scan(fd: int, size_bytes: int) -> tuple[dict[int, _Head], dict[int, int]]:
     heads: dict[int, _Head] = {}
     broken: dict[int, int] = {}
     for start in range(0, size_bytes, _SCAN_BYTES):
-        data = os.pread(fd, _SCAN_BYTES, start)
+        data = os.pread(fd, min(_SCAN_BYTES, size_bytes - start), start)
         for at in range(0, len(data), BLOCK_BYTES):
             if not data.startswith(MAGIC, at):
                 continue
@@ -499,7 +502,7 @@ def _read_head(fd: int, offset_bytes: int, size_bytes: int) -> _Head | None:
     rest = os.pread(fd, rest_bytes, offset_bytes + _HEAD.size)
     if zlib.crc32(rest, zlib.crc32(data[_CRC_START:])) != crc:
         return None
-    done = tuple(rest[:done_bytes].decode().split("\n")) if done_bytes else ()
+    done = tuple(rest[:done_bytes].decode("ascii", "replace").split("\n")) if done_bytes else ()
     return _Head(
         Batch(sequence, offset_bytes, length),
         low,
