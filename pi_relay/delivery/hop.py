@@ -136,17 +136,17 @@ class Hop:
                 )
                 session.left_open = outcome.left_open
                 session.messages += 1
+                fresh = outcome.unanswered and session.reused
+                if fresh:
+                    continue  # it had died while it was idle
+                denied = self._take_down(attempt, waiting, outcome, envelope, extensions)
+                if denied and sender and reverse_path != sender:
+                    waiting, reverse_path = denied, sender
+                    continue
+                self._judge(*outcome.results)  # before a broken session makes room for a new one
+                waiting = [waiting[place] for place in outcome.put_off]
             finally:
                 self.pool.give_back(session)
-            fresh = outcome.unanswered and session.reused
-            if fresh:
-                continue  # it had died while it was idle
-            denied = self._take_down(attempt, waiting, outcome, envelope, extensions)
-            if denied and sender and reverse_path != sender:
-                waiting, reverse_path = denied, sender
-                continue
-            self._judge(*outcome.results)
-            waiting = [waiting[place] for place in outcome.put_off]
 
     def _transaction(
         self,

@@ -122,7 +122,7 @@ class Pool:
                 self._crowded_at = others
                 self._crowded_until = asyncio.get_running_loop().time() + CROWDED_SECONDS
                 return None
-            self._free_a_place()
+            self.refuse_waiters(failed.failure)
             raise
         except BaseException:
             self._opening -= 1

@@ -196,7 +196,11 @@ def _close_late(task: asyncio.Task[socket.socket]) -> None:
 
 def _is_ourselves(sock: socket.socket, config: Config) -> bool:
     """Whether the peer is a listener of ours: an address of this machine, and a port we listen on."""
-    peer, port = sock.getpeername()[:2]
+    try:
+        peer, port = sock.getpeername()[:2]
+    except OSError:  # it has hung up already
+        sock.close()
+        raise
     if peer != sock.getsockname()[0] and not ipaddress.ip_address(peer.partition("%")[0]).is_loopback:
         return False
     return any(port == each.port and each.host in ("", peer, "0.0.0.0", "::") for each in config.listeners)
@@ -223,9 +227,10 @@ async def open_session(host: SmartHost, config: Config, contexts: TlsContexts, t
     try:
         async with asyncio.timeout(timeouts.connect):
             sock = await _connect(_interleaved(addresses))
+        ourselves = _is_ourselves(sock, config)
     except OSError as problem:
         raise _lost(Stage.CONNECT, f"cannot connect to port {host.port}: {_words(problem)}") from None
-    if _is_ourselves(sock, config):
+    if ourselves:
         sock.close()
         raise SessionFailed(_loop(f"{host.host}:{host.port} is this relay itself"))
     return await _Opening(host, config, contexts, timeouts).run(sock)
