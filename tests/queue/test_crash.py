@@ -113,14 +113,18 @@ async def assert_kept(directory: Path, promises: Promises, *, all_clean: bool) -
             assert bytes_of(message) == promises.offered[queue_id]
             for promised, found in zip(promises.settled.get(queue_id, ()), statuses(envelope), strict=False):
                 assert promised is RecipientStatus.PENDING or found is promised, "law 2: a state forgotten"
-        corrupt = sorted(path.name for path in (directory / "corrupt").iterdir())
-        assert not [name for name in corrupt if not name.startswith("journal-")], "law 4"
-        assert not (all_clean and corrupt), "law 4: what was only unfinished is called damaged"
-        assert not list(directory.glob("*.part")), "law 4: unfinished, and not swept"
+        assert_law_4(directory, all_clean=all_clean)
         fresh = await submit(store)
         assert all(fresh.queue_id > given for given in promises.given), "an id given twice"
     finally:
         await store.close()
+
+
+def assert_law_4(directory: Path, *, all_clean: bool) -> None:
+    corrupt = sorted(path.name for path in (directory / "corrupt").iterdir())
+    assert not [name for name in corrupt if not name.startswith("journal-")], "law 4"
+    assert not (all_clean and corrupt), "law 4: what was only unfinished is called damaged"
+    assert not list(directory.glob("*.part")), "law 4: unfinished, and not swept"
 
 
 def logged_life(directory: Path) -> list[tuple[Any, ...]]:

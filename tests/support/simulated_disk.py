@@ -1,8 +1,8 @@
-"""Disks for the crash tests of the queue: one that remembers every call, and one whose power goes at a call.
+"""Disks for the crash tests of the queue: one that remembers every call, one whose power goes at a call.
 
-``LoggedDisk`` does everything for real and keeps a log; ``rebuild`` then lays a folder out as it could be found
-had the power gone after any entry of the log: what was not synced is dropped, kept, or torn (any of the writes,
-in whole or by sectors, in any order; of the names a prefix, for file systems keep their order).
+``LoggedDisk`` does everything for real and keeps a log; ``rebuild`` then lays a folder out as it could be
+found had the power gone after any entry of the log: what was not synced is dropped, kept, or torn (any of the
+sectors; of the names a prefix, for file systems keep their order).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class _Inode:
 
 def rebuild(log: list[tuple[Any, ...]], target: Path, unsynced: Unsynced, seed: int = 0) -> None:
     """Lay out under ``target`` what the disk may hold when the power goes after the last entry of ``log``."""
-    choices = random.Random(seed)  # noqa: S311 - no secret
+    choices = random.Random(seed)
     inodes: dict[int, _Inode] = {}
     names: dict[str, int] = {}
     pending_names: list[tuple[Any, ...]] = []
@@ -236,7 +236,17 @@ def _cut_before(name: str) -> Callable[..., Any]:
 
 
 for _name in (
-    "make_directory open open_directory allocate write pwrite start_writing wait_written fdatasync rename unlink"
-    " sync_directory"
-).split():
+    "make_directory",
+    "open",
+    "open_directory",
+    "allocate",
+    "write",
+    "pwrite",
+    "start_writing",
+    "wait_written",
+    "fdatasync",
+    "rename",
+    "unlink",
+    "sync_directory",
+):
     setattr(CuttingDisk, _name, _cut_before(_name))
