@@ -1,4 +1,4 @@
-"""The machine's own private addresses, for the certificate that devices see.
+"""The machine's own addresses: for the certificate that devices see, and for what "local" means.
 
 Rules: asked of the kernel (rtnetlink(7)), so that every address of an interface is seen and not only its
 first. An address that comes and goes by itself (temporary IPv6) does not count. It must not know TLS.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 
 _RTM_NEWADDR, _RTM_GETADDR, _NLMSG_ERROR, _NLMSG_DONE = 20, 22, 2, 3
 _NLM_F_REQUEST_DUMP = 0x0001 | 0x0300
@@ -28,6 +29,20 @@ def private_addresses() -> tuple[str, ...]:
     except (OSError, struct.error, ValueError):
         return ()
     return tuple(str(address) for address in sorted(found, key=lambda a: (a.version, int(a))))
+
+
+def interface_addresses() -> list[tuple[str, IPv4Interface | IPv6Interface]]:
+    """Every address of the machine: the interface's name, and the address with its prefix."""
+    found: list[tuple[str, IPv4Interface | IPv6Interface]] = []
+    with suppress(OSError, struct.error, ValueError):
+        for data in _dump():
+            _family, prefix_length, _, _scope, interface = _ADDRESS.unpack_from(data)
+            attributes = dict(_attributes(data[_ADDRESS.size :]))
+            packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+            if packed is not None:
+                address = ip_interface((packed, prefix_length))
+                found.append((socket.if_indextoname(interface), address))
+    return found
 
 
 def _addresses() -> Iterator[IPv4Address | IPv6Address]:
