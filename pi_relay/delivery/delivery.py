@@ -67,11 +67,12 @@ class Delivery:
         results: Results = {}
         handed_on: set[int] = set()
         positions = way.positions
-        for name in self._via(envelope, way):
+        via = self._via(envelope, way)
+        for name in via:
             hop = self._hops.get(name)
             if hop is None:  # the file was changed since
                 continue
-            attempt = await hop.attempt(envelope, positions, message)
+            attempt = await hop.attempt(envelope, positions, message, patient=name == via[-1])
             handed_on |= attempt.notify_handed_on
             for position, outcome in attempt.outcomes.items():
                 if position not in attempt.onward or _tells_more(outcome, results.get(position)):

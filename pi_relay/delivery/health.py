@@ -67,18 +67,16 @@ class Health:
         if self.state.condition is HopCondition.PAUSED:
             self._let_probe()
 
-    async def may_begin(self) -> bool:
-        """Whether an attempt may begin now; waits for the outcome of a probe under way.
-
-        Where it may and the hop is still in trouble, the attempt is the probe: ``probe_ended`` must follow.
-        """
-        while self.trouble is not None:
-            if self.state.condition is HopCondition.PAUSED:
-                return False
-            if self._probe is None:
-                self._probe = asyncio.get_running_loop().create_future()
-                return True
+    async def probe_over(self) -> None:
+        """Wait until no probe is under way."""
+        while self._probe is not None:
             await asyncio.shield(self._probe)
+
+    def begin_probe(self) -> bool:
+        """Whether this attempt may be the probe of a hop in trouble; then ``probe_ended`` must follow."""
+        if self.state.condition is not HopCondition.PROBING or self._probe is not None:
+            return False
+        self._probe = asyncio.get_running_loop().create_future()
         return True
 
     def probe_ended(self) -> None:

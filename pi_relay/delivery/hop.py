@@ -76,17 +76,24 @@ class Hop:
         )
         self._timeouts = timeouts
 
-    async def attempt(self, envelope: Envelope, positions: Sequence[int], message: StoredMessage) -> Attempt:
-        """Try the positions here: an outcome for each. Raises nothing but cancellation."""
+    async def attempt(
+        self, envelope: Envelope, positions: Sequence[int], message: StoredMessage, *, patient: bool
+    ) -> Attempt:
+        """Try the positions here: an outcome for each. Raises nothing but cancellation.
+
+        ``patient``: there is no other way, so that it is worth while to wait for a probe under way.
+        """
         attempt = Attempt()
         health = self.health
         limit_bytes = self.host.message_size_max_bytes
         if limit_bytes and _size_bytes(message) + SIZE_RESERVE_BYTES > limit_bytes:
             attempt.pass_over(positions, TOO_LARGE)
             return attempt
+        if patient:
+            await health.probe_over()
         if health.trouble is None:
             await self._try(attempt, envelope, positions, message)
-        elif not await health.may_begin():
+        elif not health.begin_probe():
             attempt.pass_over(positions, health.trouble)
         else:
             try:

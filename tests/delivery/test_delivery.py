@@ -260,6 +260,19 @@ def test_one_attempt_probes_and_the_others_wait_for_what_it_finds() -> None:
         with_office(config(smart_host(hop), delays=(0.05,)), use)
 
 
+def test_where_there_is_another_way_nobody_waits_for_a_probe() -> None:
+    async def use(office: Office) -> None:
+        await office.deliver(via=("isp",))
+        await until(lambda: office.delivery.hop_state("isp").condition is PROBING)
+        probe = asyncio.create_task(office.deliver())
+        await until(lambda: len(hop.connections) == 2)
+        assert hop_names(await office.deliver()) == ["other"] and not probe.done()
+        probe.cancel()
+
+    with MisbehavingHop({"CONNECT": ["421 busy", HANG]}) as hop, MisbehavingHop() as other:
+        with_office(config(smart_host(hop), smart_host(other, "other"), delays=(0.05,)), use)
+
+
 def test_a_probe_that_finds_nothing_out_lets_another_one_try() -> None:
     async def use(office: Office) -> None:
         await office.deliver()
