@@ -60,11 +60,18 @@ class Networks:
         self._gateways: frozenset[Address] = frozenset()
 
     def is_local(self, address: Address) -> bool:
+        self._look()
+        return address not in self._gateways and _within(address, self._local)
+
+    def is_gateway(self, address: Address) -> bool:
+        self._look()
+        return address in self._gateways
+
+    def _look(self) -> None:
         now = time.monotonic()
         if now - self._looked_at >= LOOK_AGAIN_SECONDS:
             self._looked_at = now
             self._local, self._gateways = local_networks(interface_addresses()), default_gateways()
-        return address not in self._gateways and _within(address, self._local)
 
     def contain(self, address: Address, words: Iterable[str]) -> bool:
         """Whether one of ``words``, CIDRs or "local", takes the address."""
