@@ -115,7 +115,9 @@ class Postfix:
             check=False,
         )
         if result.returncode:
-            raise RuntimeError(f"postfix {command} failed: {result.stdout}")
+            log = self.maildir.parent / "maillog"
+            words = log.read_text()[-2000:] if log.exists() else ""
+            raise RuntimeError(f"postfix {command} failed: {result.stdout}{words}")
 
     def _lay_out(self) -> None:
         self.configuration.mkdir(parents=True, exist_ok=True)
