@@ -1,63 +1,135 @@
-"""Mailbox paths and parameters of MAIL and RCPT (RFC 5321 4.1.2, 4.1.1.11).
+"""The arguments of MAIL and RCPT: a path and its parameters (RFC 5321 4.1.2, RFC 6531 3.3).
 
-Rules: one compiled pattern; a source route is dropped; ``a..b`` and ``a.`` are taken, since some carriers
-still have such addresses; octets beyond ASCII only where the message is SMTPUTF8 (RFC 6531). Values of
-parameters keep their case. It must not know sessions, nor which parameters there are.
+Rules: pure; one compiled pattern decides. Quoted local parts and address literals are taken, a source route
+is dropped, local parts like ``a..b`` and ``a.`` pass (some carriers still have them); UTF-8 only with
+SMTPUTF8; values of parameters come back as they were sent.
+It must not know which parameters or addresses are welcome.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
-from pi_relay.submission.replies import NEEDS_SMTPUTF8, PARAMETER_INVALID, Refused
+from pi_relay.submission.replies import (
+    NEEDS_SMTPUTF8,
+    PARAMETER_INVALID,
+    PATH_INVALID,
+    SENDER_INVALID,
+    Refused,
+)
 
-PATH_SIZE_MAX = 254  # RFC 5321 4.5.3.1.3, less the brackets
-LOCAL_PART_SIZE_MAX = 64
-DOMAIN_SIZE_MAX = 255
+LOCAL_PART_SIZE_MAX_BYTES = 64  # RFC 5321 4.5.3.1.1
+PATH_SIZE_MAX_BYTES = 254  # 4.5.3.1.3, less the brackets; a domain is always shorter
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\u0080-\U0010ffff-]+"
-_QUOTED = r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"'
-_LABEL = r"[A-Za-z0-9_\u0080-\U0010ffff](?:[A-Za-z0-9_\u0080-\U0010ffff-]*[A-Za-z0-9_\u0080-\U0010ffff])?"
-_DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*\.?"
-_LITERAL = r"\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|IPv6:[0-9A-Fa-f:.]+)\]"
-_ROUTE = rf"(?:@{_DOMAIN}(?:,@{_DOMAIN})*:)?"
-_MAILBOX = rf"(?P<local>{_ATOM}|{_QUOTED})@(?P<domain>{_DOMAIN}|{_LITERAL})"
-
-_bracketed = re.compile(
-    rf"<{_ROUTE}(?P<mailbox>{_MAILBOX}|(?i:postmaster)|)>(?: +(?P<parameters>.*))?"
-).fullmatch
-_bare = re.compile(rf"(?P<mailbox>{_MAILBOX}|(?i:postmaster))(?: +(?P<parameters>.*))?").fullmatch
-_parameter = re.compile(
-    r"(?P<keyword>[A-Za-z0-9][A-Za-z0-9-]*)(?:=(?P<value>[!-<>-~\u0080-\U0010ffff]+))?"
-).fullmatch
+# Everything beyond ASCII but the C1 controls, line separators and what turns or ends text invisibly.
+_BEYOND_ASCII = (
+    "\u00a1-\u1fff\u2010-\u2027\u2030-\u205f\u2070-\ud7ff\ue000-\ufefe\uff00-\ufff8\U00010000-\U000effff"
+)
 
 
-def parse(text: str, *, brackets_needed: bool) -> tuple[str, str] | None:
-    """The path (without brackets; "" for ``<>``) and the text of its parameters; None: not well formed."""
-    text = text.strip(" ")
-    found = _bracketed(text) or (None if brackets_needed else _bare(text))
+class _Grammar:
+    """The patterns of one alphabet: those of ASCII are much the faster ones."""
+
+    def __init__(self, beyond: str) -> None:
+        atom = rf"A-Za-z0-9!#$%&'*+/=?^_`{{|}}~\-{beyond}"
+        local_part = rf'(?:[{atom}][{atom}.]*|"(?:[ !#-\[\]-~{beyond}]|\\[ -~])*")'
+        label = rf"(?!-)[A-Za-z0-9_\-{beyond}]{{1,63}}(?<!-)"
+        domain = rf"{label}(?:\.{label})*"
+        mailbox = rf"{local_part}@(?:{domain}|\[[A-Za-z0-9.:]+\])"
+        source_route = rf"@{domain}(?:,@{domain})*:"
+        parameters = r"(?P<parameters>(?:[ \t]+[^ \t]+)*)[ \t]*"
+        self.match_path = re.compile(
+            rf"[ \t]*<(?:(?:{source_route})?(?P<path>{mailbox})|(?P<alone>(?i:postmaster)|))>{parameters}"
+        ).fullmatch
+        self.match_bare_path = re.compile(rf"[ \t]*(?P<path>{mailbox})(?P<alone>){parameters}").fullmatch
+        self.match_parameter = re.compile(
+            rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~{beyond}][!-~{beyond}]*))?"
+        ).fullmatch
+
+
+_ASCII, _UTF8 = _Grammar(""), _Grammar(_BEYOND_ASCII)
+
+
+class Parsed(NamedTuple):
+    path: str  # the mailbox without brackets; "" is the null path; "postmaster" stands alone for any case
+    parameters: Mapping[str, str]  # names in upper case; "" where there is no value
+
+
+def parse_mail(argument: bytes, *, brackets_needed: bool, utf8_allowed: bool = True) -> Parsed:
+    """The argument of MAIL: ``FROM:<a@b> SIZE=1``. Refused where it is none.
+
+    SMTPUTF8 among the parameters is what lets the path go beyond ASCII.
+    """
+    parsed = _parse(argument, b"FROM:", brackets_needed)
+    if parsed is None or parsed.path == "postmaster":
+        raise Refused(SENDER_INVALID)
+    if not parsed.path.isascii() and not (utf8_allowed and "SMTPUTF8" in parsed.parameters):
+        raise Refused(NEEDS_SMTPUTF8)
+    return parsed
+
+
+def parse_rcpt(argument: bytes, *, brackets_needed: bool, utf8_allowed: bool) -> Parsed:
+    """The argument of RCPT: ``TO:<a@b> NOTIFY=NEVER``. Refused where it is none."""
+    parsed = _parse(argument, b"TO:", brackets_needed)
+    if parsed is None or not parsed.path:
+        raise Refused(PATH_INVALID)
+    if not parsed.path.isascii() and not utf8_allowed:
+        raise Refused(NEEDS_SMTPUTF8)
+    return parsed
+
+
+_NO_PARAMETERS: Mapping[str, str] = {}
+
+
+def _parse(argument: bytes, keyword: bytes, brackets_needed: bool) -> Parsed | None:
+    size = len(keyword)
+    if argument[:size].upper() != keyword:
+        return None
+    try:
+        text = argument[size:].decode()
+    except UnicodeDecodeError:
+        return None
+    grammar = _ASCII if text.isascii() else _UTF8
+    found = grammar.match_path(text)
+    if found is None and not brackets_needed:
+        found = grammar.match_bare_path(text)
     if found is None:
         return None
-    path: str = found["mailbox"]
-    if len(path) > PATH_SIZE_MAX or len(found["local"] or "") > LOCAL_PART_SIZE_MAX:
+    path, parameters = found["path"] or found["alone"].lower(), found["parameters"]
+    if not _within_limits(path):
         return None
-    if len(found["domain"] or "") > DOMAIN_SIZE_MAX:
+    if path.endswith("]") and not _is_address_literal(path[path.rindex("[") + 1 : -1]):
         return None
-    return path.removesuffix("."), found["parameters"] or ""
+    return Parsed(path, _parse_parameters(grammar, parameters) if parameters else _NO_PARAMETERS)
 
 
-def parameters(text: str) -> dict[str, str | None]:
-    """{keyword in upper case: value, or None without one}. Refused where the text is no list of them."""
-    result: dict[str, str | None] = {}
+def _parse_parameters(grammar: _Grammar, text: str) -> Mapping[str, str]:
+    parameters: dict[str, str] = {}
     for word in text.split():
-        found = _parameter(word)
-        if found is None or found["keyword"].upper() in result:
+        found = grammar.match_parameter(word)
+        if found is None or found[1].upper() in parameters:
             raise Refused(PARAMETER_INVALID)
-        result[found["keyword"].upper()] = found["value"]
-    return result
+        parameters[found[1].upper()] = found[2] or ""
+    return parameters
 
 
-def require_ascii(path: str, *, smtputf8: bool) -> None:
-    """Refused where the path needs SMTPUTF8 and the message is not declared so."""
-    if not smtputf8 and not path.isascii():
-        raise Refused(NEEDS_SMTPUTF8)
+def _within_limits(path: str) -> bool:
+    if len(path) <= LOCAL_PART_SIZE_MAX_BYTES and path.isascii():
+        return True
+    local_part = path.rpartition("@")[0]
+    return len(local_part.encode()) <= LOCAL_PART_SIZE_MAX_BYTES and len(path.encode()) <= PATH_SIZE_MAX_BYTES
+
+
+def _is_address_literal(text: str) -> bool:
+    """IPv4, or IPv6 with its tag (RFC 5321 4.1.3)."""
+    try:
+        if text[:5].lower() == "ipv6:":
+            IPv6Address(text[5:])
+        else:
+            IPv4Address(text)
+    except ValueError:
+        return False
+    return True

@@ -23,7 +23,7 @@ import time
 from asyncio import sslproto
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.proxy_protocol import get_proxy
@@ -471,17 +471,13 @@ class Session(SMTP):
 
     async def _mail(self, argument: str) -> None:
         self._check_may_send()
-        text = _after(argument, "FROM:")
-        parsed = paths.parse(text, brackets_needed=not self._is_local()) if text is not None else None
-        if parsed is None or parsed[0].lower() == "postmaster":
-            raise Refused(replies.SENDER_INVALID)
-        path, rest = parsed
-        given = paths.parameters(rest)
+        path, given = paths.parse_mail(
+            argument.encode("utf-8", "surrogateescape"), brackets_needed=not self._is_local()
+        )
         if given and not self._extended:
             raise Refused(replies.PARAMETER_UNKNOWN)
         smtputf8 = _mail_parameters(given)
-        paths.require_ascii(path, smtputf8=smtputf8)
-        size = _declared_size(given.get("SIZE")) if "SIZE" in given else None
+        size = _declared_size(given)
         limit = routes.largest_message_size_bytes(self._server.config)
         if size is not None and limit and size > limit:
             raise Refused(replies.MESSAGE_TOO_LARGE)
@@ -511,16 +507,15 @@ class Session(SMTP):
     async def _rcpt(self, argument: str) -> None:
         if self._incoming is None:
             raise Refused(replies.MAIL_FIRST)
-        text = _after(argument, "TO:")
-        parsed = paths.parse(text, brackets_needed=not self._is_local()) if text is not None else None
-        if parsed is None or not parsed[0]:
-            raise Refused(replies.PATH_INVALID)
-        path, rest = parsed
-        if paths.parameters(rest):
+        path, given = paths.parse_rcpt(
+            argument.encode("utf-8", "surrogateescape"),
+            brackets_needed=not self._is_local(),
+            utf8_allowed=self._smtputf8,
+        )
+        if given:
             raise Refused(replies.PARAMETER_UNKNOWN)
-        paths.require_ascii(path, smtputf8=self._smtputf8)
         config = self._server.config
-        if path.lower() == "postmaster":
+        if path == "postmaster":
             if not config.postmaster:
                 raise Refused(replies.NO_POSTMASTER)
             path = config.postmaster
@@ -684,20 +679,15 @@ def _no_argument(argument: str) -> None:
         raise Refused(replies.NO_ARGUMENT)
 
 
-def _after(argument: str, word: str) -> str | None:
-    """What follows ``FROM:`` or ``TO:``; None where the word is missing."""
-    return argument[len(word) :] if argument[: len(word)].upper() == word else None
-
-
-def _mail_parameters(given: dict[str, str | None]) -> bool:
+def _mail_parameters(given: Mapping[str, str]) -> bool:
     """Whether MAIL asks for SMTPUTF8; Refused for what we do not know or cannot read."""
     for keyword, value in given.items():
         match keyword:
-            case "BODY" if (value or "").upper() in ("7BIT", "8BITMIME"):
+            case "BODY" if value.upper() in ("7BIT", "8BITMIME"):
                 pass
-            case "SMTPUTF8" if value is None:
+            case "SMTPUTF8" if not value:
                 pass
-            case "SIZE" if value is not None and value.isascii() and value.isdigit() and len(value) <= 20:
+            case "SIZE" if value.isascii() and value.isdigit() and len(value) <= 20:
                 pass
             case "AUTH" if value:  # RFC 4954 5: taken, and not passed on
                 pass
@@ -708,9 +698,9 @@ def _mail_parameters(given: dict[str, str | None]) -> bool:
     return "SMTPUTF8" in given
 
 
-def _declared_size(value: str | None) -> int | None:
+def _declared_size(given: Mapping[str, str]) -> int | None:
     """RFC 1870; 0 says nothing."""
-    return min(int(value or 0), SIZE_DECLARED_MAX) or None
+    return min(int(given.get("SIZE", "0")), SIZE_DECLARED_MAX) or None
 
 
 def _plain(response: bytes) -> tuple[str, str]:
