@@ -46,12 +46,8 @@ class Disk:
     """The real one. All methods block; errors are OSError."""
 
     def make_directory(self, path: Path) -> None:
-        """Make a folder of mode 0700; one that is there already is narrowed to it."""
-        try:
-            path.mkdir(DIRECTORY_MODE, parents=True)
-        except FileExistsError:
-            if path.stat().st_mode & 0o777 != DIRECTORY_MODE:
-                path.chmod(DIRECTORY_MODE)
+        """Make a folder of mode 0700 in one that is there."""
+        path.mkdir(DIRECTORY_MODE)
 
     def open(self, path: Path | str, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, TypeVar
 from pi_relay import maillog
 from pi_relay.model import Envelope, QueueRefusal, Reply, StoredMessage
 from pi_relay.queue import files, ids, recovery
-from pi_relay.queue.disk import Disk, SyncError
+from pi_relay.queue.disk import DIRECTORY_MODE, Disk, SyncError
 from pi_relay.queue.envelopes import Entry, decode, encode, entry_of
 from pi_relay.queue.files import IN_MEMORY_MAX_BYTES, Damaged
 from pi_relay.queue.incoming import UNDECLARED_BYTES, Commit, Incoming
@@ -157,9 +157,9 @@ class Store:
     def _recover(self) -> dict[str, str]:
         """In a thread. Returns what was damaged, {name: reason}."""
         disk, directory = self.disk, self.directory
-        disk.make_directory(directory)
+        self._make_directory(directory)
         self._lock()
-        disk.make_directory(directory / CORRUPT_NAME)
+        self._make_directory(directory / CORRUPT_NAME)
         self.directory_fd = disk.open_directory(directory)
         scanned = recovery.scan_files(directory, self.directory_fd)
         number_min = recovery.highest_number(directory) + 1
@@ -181,6 +181,24 @@ class Store:
                 continue
             self._adopt_recovered(record, corrupt)
         return corrupt
+
+    def _make_directory(self, path: Path) -> None:
+        """A folder that only we can look into, with its name durable; missing parents likewise."""
+        if path.exists():
+            if path.stat().st_mode & 0o777 != DIRECTORY_MODE:
+                path.chmod(DIRECTORY_MODE)
+            return
+        if not path.parent.exists():
+            self._make_directory(path.parent)
+        self.disk.make_directory(path)
+        self._sync_directory(path.parent)
+
+    def _sync_directory(self, path: Path) -> None:
+        fd = self.disk.open_directory(path)
+        try:
+            self.disk.sync_directory(fd)
+        finally:
+            self.disk.close(fd)
 
     def _adopt_recovered(self, record: Record, corrupt: dict[str, str]) -> None:
         try:
@@ -617,7 +635,7 @@ class Store:
             self.disk.rename(self.directory / name, self._aside_path(name))
         except FileNotFoundError:
             return  # an admin took it
-        self._sync_aside()
+        self._sync_directory(self.directory / CORRUPT_NAME)
         self.disk.sync_directory(self.directory_fd)
 
     def _save_aside(self, name: str, data: bytes) -> None:
@@ -631,14 +649,7 @@ class Store:
             self.disk.fdatasync(fd)
         finally:
             self.disk.close(fd)
-        self._sync_aside()
-
-    def _sync_aside(self) -> None:
-        fd = self.disk.open_directory(self.directory / CORRUPT_NAME)
-        try:
-            self.disk.sync_directory(fd)
-        finally:
-            self.disk.close(fd)
+        self._sync_directory(self.directory / CORRUPT_NAME)
 
     def _aside_path(self, name: str) -> Path:
         """A name in corrupt/ that is free."""

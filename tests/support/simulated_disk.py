@@ -131,17 +131,15 @@ def rebuild(log: list[tuple[Any, ...]], target: Path, unsynced: Unsynced, seed: 
     """Lay out under ``target`` what the disk may hold when the power goes after the last entry of ``log``."""
     choices = random.Random(seed)
     inodes: dict[int, _Inode] = {}
-    names: dict[str, int] = {}
+    names: dict[str, int | None] = {}  # None: a folder
     pending_names: list[tuple[Any, ...]] = []
     target.mkdir(parents=True)
     for entry in log:
         match entry:
-            case ("mkdir", str(name)):
-                (target / name).mkdir(exist_ok=True, mode=0o700)
             case ("create", _, int(inode)):
                 inodes[inode] = _Inode()
                 pending_names.append(entry)
-            case ("rename" | "unlink", *_):
+            case ("rename" | "unlink" | "mkdir", *_):
                 pending_names.append(entry)
             case ("truncate", int(inode)):
                 inodes[inode] = _Inode()
@@ -157,7 +155,12 @@ def rebuild(log: list[tuple[Any, ...]], target: Path, unsynced: Unsynced, seed: 
                     pending_names.remove(change)
     for change in pending_names[: _how_many(unsynced, len(pending_names), choices)]:
         _rename(names, change)
-    for name, inode in names.items():
+    for name, inode in sorted(names.items()):
+        if not (target / name).parent.is_dir():
+            continue  # its folder is lost
+        if inode is None:
+            (target / name).mkdir(mode=0o700)
+            continue
         content = bytearray(inodes[inode].content)
         for offset, data in _surviving(inodes[inode].pending, unsynced, choices):
             _put(content, offset, data)
@@ -169,8 +172,10 @@ def _touches(change: tuple[Any, ...], directory: str) -> bool:
     return any((os.path.dirname(path) or ".") == directory for path in paths)  # noqa: PTH120
 
 
-def _rename(names: dict[str, int], change: tuple[Any, ...]) -> None:
+def _rename(names: dict[str, int | None], change: tuple[Any, ...]) -> None:
     match change:
+        case ("mkdir", name):
+            names[name] = None
         case ("create", name, inode):
             names[name] = inode
         case ("rename", source, target):
