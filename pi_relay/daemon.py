@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pi_relay import __version__, maillog, state
@@ -27,6 +28,7 @@ from pi_relay.submission.certificates import CertificateError, Certificates
 from pi_relay.submission.server import ListenerError, Server
 
 STOP_GRACE_SECONDS = 10.0
+DAY_SECONDS = 86_400.0
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION = 0, 1, 3
 
@@ -37,6 +39,7 @@ class Relay:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._started_at = time.monotonic()
+        self._chores: asyncio.Task[None] | None = None
         self._last_known_time = state.last_known_time(state.state_directory())
         queue = config.queue
         self.store = Store(
@@ -71,9 +74,21 @@ class Relay:
         await self.control.start()
         self.manager.start()
         await self.server.start()
+        self._chores = asyncio.get_running_loop().create_task(self._do_daily_chores())
+
+    async def _do_daily_chores(self) -> None:
+        """Certificates grow old, and the clock may have come right."""
+        while True:
+            await asyncio.sleep(DAY_SECONDS)
+            try:
+                await self.certificates.ensure()
+            except (CertificateError, OSError) as problem:
+                maillog.alert(reason=f"the certificate for devices cannot be renewed: {problem}")
 
     async def stop(self) -> None:
         """Finish what is under way, STOP_GRACE_SECONDS at most; everything else stays in the queue."""
+        if self._chores is not None:
+            self._chores.cancel()
         await self.server.stop_listening()
         await asyncio.gather(
             self.server.close(STOP_GRACE_SECONDS / 2),
@@ -154,7 +169,11 @@ class Reloads:
             try:
                 await self._relay.reload()
             except ConfigInvalid as invalid:
-                maillog.error(f"the file has errors; the last good configuration stays in force\n{invalid}")
+                maillog.error("the file has errors; the last good configuration stays in force")
+                for finding in invalid.findings:
+                    maillog.error(in_words(invalid.path, finding))
+            except (CertificateError, ListenerError) as problem:
+                maillog.error(f"not all of the new configuration could be put in force: {problem}")
             else:
                 maillog.notice("the configuration was read again")
 
@@ -190,5 +209,13 @@ def run(path: Path) -> int:
     try:
         return asyncio.run(_serve(config))
     finally:
-        state.note_time(state.state_directory(), time.time())
+        _note_time()
         maillog.close_log()
+
+
+def _note_time() -> None:
+    """A clock that runs backwards must not be taken for a good one at the next start."""
+    directory, now = state.state_directory(), time.time()
+    if now > state.last_known_time(directory):
+        with suppress(OSError):
+            state.note_time(directory, now)

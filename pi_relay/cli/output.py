@@ -44,7 +44,8 @@ def prepare_streams() -> None:
 
 def complain(message: str, hint: str = "", *, program: str = "pi-relay") -> None:
     """An error, and how to mend it, on stderr."""
-    print(f"{program}: {printable(message)}", file=sys.stderr)
+    lines = "\n".join(map(printable, message.split("\n")))
+    print(f"{program}: {lines}", file=sys.stderr)
     if hint:
         print(t("hint: {hint}", hint=hint), file=sys.stderr)
 
