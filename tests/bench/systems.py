@@ -53,11 +53,9 @@ class Contestant:
     postfix: bool
 
     def system(self, directory: Path, smart_host_port: int, storage: Path | None = None) -> System:
-        """One instance; ``storage``: where everything durable goes, if not below ``directory``."""
-        directory.mkdir(parents=True)
+        """One instance; ``storage``: where everything durable goes, if not to the machine's own disk."""
         if self.postfix:
             return StockPostfix(
-                directory,
                 smart_host_port=smart_host_port,
                 queue_directory=storage and storage / "queue",
                 parameters={"message_size_limit": "67108864", "mailbox_size_limit": "0"},

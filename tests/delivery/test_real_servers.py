@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
-import hmac
-import socket
 import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +28,7 @@ from tests.delivery.office import (
 )
 from tests.support import postfix, sinks
 from tests.support.certificates import Authority
+from tests.support.dovecot_auth import MECHANISMS, password_server
 from tests.support.processes import free_port, wait_until
 
 A, B, C, D, E = (f"{name}@elsewhere.example" for name in "abcde")
@@ -40,6 +36,13 @@ A, B, C, D, E = (f"{name}@elsewhere.example" for name in "abcde")
 ACCOUNT = {"auth": "password", "username": "u1234", "password": "sesame"}
 
 needs_postfix = pytest.mark.skipif(bool(postfix.why_not()), reason=postfix.why_not() or "-")
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A folder that Postfix's own users reach, even while another pytest begins and closes its folders."""
+    with tempfile.TemporaryDirectory(prefix="postfix-") as folder:
+        yield Path(folder)
 
 
 def postfix_mails(server: postfix.Postfix, count: int) -> list[bytes]:
@@ -50,7 +53,7 @@ def postfix_mails(server: postfix.Postfix, count: int) -> list[bytes]:
 
 
 @needs_postfix
-def test_postfix_over_verified_tls(tmp_path: Path, trusted: Authority) -> None:
+def test_postfix_over_verified_tls(open_path: Path, tmp_path: Path, trusted: Authority) -> None:
     leaf = trusted.leaf()
     parameters = {
         "smtpd_tls_security_level": "encrypt",
@@ -70,7 +73,7 @@ def test_postfix_over_verified_tls(tmp_path: Path, trusted: Authority) -> None:
         too_large = large_message(tmp_path / "too large", 20_000_000)
         assert fates(await office.deliver(message=too_large)) == ["message permanent 552"]
 
-    with postfix.Postfix(tmp_path / "postfix", parameters=parameters) as server:
+    with postfix.Postfix(parameters=parameters) as server:
         with_office(config(smart_host(server.port, host="localhost", tls="starttls")), use)
         mails = postfix_mails(server, 4)
     plain = body.replace(b"\r\n", b"\n").replace(b"\n..", b"\n.")[1:]
@@ -81,7 +84,7 @@ def test_postfix_over_verified_tls(tmp_path: Path, trusted: Authority) -> None:
 
 
 @needs_postfix
-def test_postfix_that_takes_two_recipients_and_closes_idle_sessions(tmp_path: Path) -> None:
+def test_postfix_that_takes_two_recipients_and_closes_idle_sessions(open_path: Path) -> None:
     parameters = {
         "smtpd_recipient_limit": "2",
         "smtpd_recipient_overshoot_limit": "1000",
@@ -97,7 +100,7 @@ def test_postfix_that_takes_two_recipients_and_closes_idle_sessions(tmp_path: Pa
         assert fates(await office.deliver(A)) == ["relayed"]
         assert office.changes == []
 
-    with postfix.Postfix(tmp_path / "postfix", parameters=parameters) as server:
+    with postfix.Postfix(parameters=parameters) as server:
         with_office(config(smart_host(server.port)), use)
         assert len(postfix_mails(server, 3)) >= 3
 
@@ -178,91 +181,26 @@ def test_aiosmtpd_and_a_wrong_password(aiosmtpd: tuple[str, int, Keeper]) -> Non
 
 # ── Postfix with SASL ────────────────────────────────────────────────────────────────────────────
 
-CHALLENGE = "<1896.697170952@postfix.office.example>"
-PROMPTS = {"PLAIN": [], "LOGIN": ["Username:", "Password:"], "CRAM-MD5": [CHALLENGE]}
-ANSWERS = {
-    "PLAIN": ["\0u1234\0sesame"],
-    "LOGIN": ["u1234", "sesame"],
-    "CRAM-MD5": ["u1234 " + hmac.new(b"sesame", CHALLENGE.encode(), "md5").hexdigest()],
-}
-
-
-class DovecotAuth:
-    """As much of Dovecot's authentication protocol as Postfix needs to let u1234 in by one mechanism."""
-
-    def __init__(self, path: Path, mechanism: str) -> None:
-        self._mechanism = mechanism
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        path.chmod(0o666)
-
-    def __enter__(self) -> DovecotAuth:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, client.makefile("rw", newline="\n") as stream:
-
-            def say(line: str) -> None:
-                stream.write(line + "\n")
-                stream.flush()
-
-            say(f"VERSION\t1\t1\nMECH\t{self._mechanism}\nSPID\t1\nCUID\t1\nDONE")
-            said: list[str] = []
-            for line in stream:
-                verb, *fields = line.rstrip("\n").split("\t")
-                if verb not in ("AUTH", "CONT"):
-                    continue
-                if verb == "AUTH":
-                    said = []
-                told = (
-                    fields[1:]
-                    if verb == "CONT"
-                    else [each[5:] for each in fields if each.startswith("resp=")]
-                )
-                said += [base64.b64decode(each).decode() for each in told]
-                if len(said) < len(ANSWERS[self._mechanism]):
-                    prompt = PROMPTS[self._mechanism][len(said)]
-                    say(f"CONT\t{fields[0]}\t{base64.b64encode(prompt.encode()).decode()}")
-                else:
-                    good = said == ANSWERS[self._mechanism]
-                    say(f"{'OK' if good else 'FAIL'}\t{fields[0]}\tuser=u1234")
-
 
 @needs_postfix
 @pytest.mark.slow
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
-def test_postfix_with_tls_and_sasl(mechanism: str, tmp_path: Path, trusted: Authority) -> None:
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_postfix_with_tls_and_sasl(mechanism: str, trusted: Authority) -> None:
     leaf = trusted.leaf()
-    parameters = {
-        "smtpd_tls_security_level": "may",
-        "smtpd_tls_auth_only": "yes",
-        "smtpd_tls_cert_file": str(leaf.certificate),
-        "smtpd_tls_key_file": str(leaf.key),
-        "smtpd_sasl_auth_enable": "yes",
-        "smtpd_sasl_type": "dovecot",
-        "smtpd_sasl_path": str(tmp_path / "auth"),
-        "smtpd_recipient_restrictions": "permit_sasl_authenticated, reject",
-    }
-    with (
-        DovecotAuth(tmp_path / "auth", mechanism),
-        postfix.Postfix(tmp_path / "postfix", parameters=parameters) as server,
-    ):
-        host = smart_host(server.port, tls="starttls", **ACCOUNT)
-        assert fates(deliver_once(config(host), timeouts=None)) == ["relayed"]
-        wrong = smart_host(server.port, tls="starttls", **{**ACCOUNT, "password": "other"})
-        assert fates(deliver_once(config(wrong), timeouts=None)) == ["account transient 535"]
+    with password_server(ACCOUNT["username"], ACCOUNT["password"], [mechanism]) as passwords:
+        parameters = {
+            "smtpd_tls_security_level": "may",
+            "smtpd_tls_auth_only": "yes",
+            "smtpd_tls_cert_file": str(leaf.certificate),
+            "smtpd_tls_key_file": str(leaf.key),
+            **passwords.parameters(),
+        }
+        with postfix.Postfix(parameters=parameters) as server:
+            host = smart_host(server.port, tls="starttls", **ACCOUNT)
+            assert fates(deliver_once(config(host), timeouts=None)) == ["relayed"]
+            wrong = smart_host(server.port, tls="starttls", **{**ACCOUNT, "password": "other"})
+            assert fates(deliver_once(config(wrong), timeouts=None)) == ["account transient 535"]
+        assert passwords.tried == [f"{mechanism} ok", f"{mechanism} fail"]
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────

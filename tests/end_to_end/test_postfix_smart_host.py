@@ -35,21 +35,15 @@ MESSAGE = (
 def smart_host(folder: Path, *mechanisms: str) -> Iterator[tuple[Postfix, list[str], str]]:
     """The Postfix, what passwords were tried on it, and its certificate's fingerprint."""
     certificate, key, fingerprint = _certificate(folder)
-    socket_path = folder / "auth.sock"
-    parameters = {
-        "smtpd_tls_cert_file": str(certificate),
-        "smtpd_tls_key_file": str(key),
-        "smtpd_tls_security_level": "encrypt",
-        "smtpd_sasl_auth_enable": "yes",
-        "smtpd_sasl_type": "dovecot",
-        "smtpd_sasl_path": str(socket_path),
-        "smtpd_relay_restrictions": "permit_sasl_authenticated, reject",
-    }
-    with (
-        password_server(socket_path, USERNAME, PASSWORD, mechanisms or MECHANISMS) as tried,
-        Postfix(folder / "postfix", parameters=parameters) as hop,
-    ):
-        yield hop, tried, fingerprint
+    with password_server(USERNAME, PASSWORD, mechanisms or MECHANISMS) as passwords:
+        parameters = {
+            "smtpd_tls_cert_file": str(certificate),
+            "smtpd_tls_key_file": str(key),
+            "smtpd_tls_security_level": "encrypt",
+            **passwords.parameters(),
+        }
+        with Postfix(parameters=parameters) as hop:
+            yield hop, passwords.tried, fingerprint
 
 
 def _certificate(folder: Path) -> tuple[Path, Path, str]:

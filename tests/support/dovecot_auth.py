@@ -7,23 +7,49 @@ from __future__ import annotations
 
 import hmac
 import socketserver
+import tempfile
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
 _CHALLENGE = b"<1.2@postfix.office.example>"
 
 
+@dataclass(frozen=True, slots=True)
+class PasswordServer:
+    socket_path: Path
+    tried: list[str] = field(default_factory=list)  # "PLAIN ok", "LOGIN fail"...
+
+    def parameters(self) -> dict[str, str]:
+        """What to put into main.cf."""
+        return {
+            "smtpd_sasl_auth_enable": "yes",
+            "smtpd_sasl_type": "dovecot",
+            "smtpd_sasl_path": str(self.socket_path),
+            "smtpd_relay_restrictions": "permit_sasl_authenticated, reject",
+        }
+
+
 @contextmanager
 def password_server(
-    socket_path: Path, username: str, password: str, mechanisms: Sequence[str] = MECHANISMS
-) -> Iterator[list[str]]:
-    """Serves meanwhile; hands out the list of what was tried: "PLAIN ok", "LOGIN fail"..."""
-    tried: list[str] = []
+    username: str, password: str, mechanisms: Sequence[str] = MECHANISMS
+) -> Iterator[PasswordServer]:
+    """Serves meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="auth-") as folder:
+        Path(folder).chmod(0o755)  # Postfix asks as its own user
+        served = PasswordServer(Path(folder) / "auth.sock")
+        with _server(served, username, password, mechanisms):
+            yield served
 
+
+@contextmanager
+def _server(
+    served: PasswordServer, username: str, password: str, mechanisms: Sequence[str]
+) -> Iterator[None]:
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             self.say("VERSION\t1\t2")
@@ -49,7 +75,7 @@ def password_server(
                     name, _, digest = self.challenge(number, _CHALLENGE).rpartition(b" ")
                     good = digest.decode() == hmac.new(password.encode(), _CHALLENGE, "md5").hexdigest()
             good = good and name == username.encode()
-            tried.append(f"{mechanism} {'ok' if good else 'fail'}")
+            served.tried.append(f"{mechanism} {'ok' if good else 'fail'}")
             self.say(f"OK\t{number}\tuser={username}" if good else f"FAIL\t{number}\treason=wrong")
 
         def challenge(self, number: str, text: bytes) -> bytes:
@@ -62,10 +88,10 @@ def password_server(
     class Server(socketserver.ThreadingUnixStreamServer):
         daemon_threads = True
 
-    with Server(str(socket_path), Handler) as server:
-        socket_path.chmod(0o666)  # Postfix asks as its own user
+    with Server(str(served.socket_path), Handler) as server:
+        served.socket_path.chmod(0o666)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield tried
+            yield
         finally:
             server.shutdown()

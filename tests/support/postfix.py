@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +44,8 @@ postlog    unix-dgram n  -  n  -  1  postlogd
 
 
 class Postfix:
-    """One instance below ``directory``.
+    """One instance, in a folder below /tmp that goes with it: its processes run as users of their own, which
+    could not reach one below a test's.
 
     ``smart_host_port``: everything is handed on to that loopback port; without it, everything is delivered
     into ``self.maildir``. ``parameters`` go to main.cf as they are. The queue may lie elsewhere (an SD card).
@@ -50,13 +53,15 @@ class Postfix:
 
     def __init__(
         self,
-        directory: Path,
         *,
         port: int = 0,
         smart_host_port: int | None = None,
         parameters: Mapping[str, str] | None = None,
         queue_directory: Path | None = None,
     ) -> None:
+        directory = Path(tempfile.mkdtemp(prefix="postfix-"))
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        directory.chmod(0o755)
         self.port = port or free_port()
         self.configuration = directory / "etc"
         self.queue_directory = queue_directory or directory / "queue"
@@ -128,8 +133,7 @@ class Postfix:
         main = "".join(f"{name} = {value}\n" for name, value in self._parameters.items())
         (self.configuration / "main.cf").write_text(main)
         (self.configuration / "master.cf").write_text(_SERVICES.format(port=self.port))
-        # Its processes run as their own user: it must get through every folder above its own.
-        for folder in (self.configuration, *self.configuration.parents, *self.queue_directory.parents):
+        for folder in self.queue_directory.parents:
             if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & 0o001:
                 folder.chmod(folder.stat().st_mode | 0o011)
 
