@@ -38,13 +38,6 @@ ACCOUNT = {"auth": "password", "username": "u1234", "password": "sesame"}
 needs_postfix = pytest.mark.skipif(bool(postfix.why_not()), reason=postfix.why_not() or "-")
 
 
-@pytest.fixture
-def open_path() -> Iterator[Path]:
-    """A folder that Postfix's own users reach, even while another pytest begins and closes its folders."""
-    with tempfile.TemporaryDirectory(prefix="postfix-") as folder:
-        yield Path(folder)
-
-
 def postfix_mails(server: postfix.Postfix, count: int) -> list[bytes]:
     """What lies in its Maildir, without the headers that Postfix put in front."""
     new = server.maildir / "new"
@@ -53,7 +46,7 @@ def postfix_mails(server: postfix.Postfix, count: int) -> list[bytes]:
 
 
 @needs_postfix
-def test_postfix_over_verified_tls(open_path: Path, tmp_path: Path, trusted: Authority) -> None:
+def test_postfix_over_verified_tls(tmp_path: Path, trusted: Authority) -> None:
     leaf = trusted.leaf()
     parameters = {
         "smtpd_tls_security_level": "encrypt",
@@ -84,7 +77,7 @@ def test_postfix_over_verified_tls(open_path: Path, tmp_path: Path, trusted: Aut
 
 
 @needs_postfix
-def test_postfix_that_takes_two_recipients_and_closes_idle_sessions(open_path: Path) -> None:
+def test_postfix_that_takes_two_recipients_and_closes_idle_sessions() -> None:
     parameters = {
         "smtpd_recipient_limit": "2",
         "smtpd_recipient_overshoot_limit": "1000",
