@@ -39,15 +39,17 @@ class Office:
             f'{more}\n[[listeners]]\naddress = "127.0.0.1:{self.port}"\ntls = "off"\n'
             f'[smart_hosts.isp]\nhost = "127.0.0.1"\nport = {self.smart_host_port}\ntls = "off"\n'
             f'[smart_hosts.other]\nhost = "127.0.0.1"\nport = {free_port()}\ntls = "off"\n'
+            '[[routes]]\ndevices = ["spare"]\nvia = ["other"]\n'
             '[[routes]]\nvia = ["isp"]\n'
-            '[[routes]]\ndevices = ["nobody"]\nvia = ["other"]\n'
             '[queue]\nfree_space_min = "16 MB"\n'
             '[[devices]]\nname = "copier"\naddress = "127.0.0.1"\n'
+            '[[devices]]\nname = "spare"\naddress = "192.0.2.9"\n'
         )
 
     def start_relay(self) -> subprocess.Popen[bytes]:
         process = self._start("serve")
-        wait_until(lambda: greeting(self.port).startswith(b"220"), 60, "the relay to greet")
+        wait_until(lambda: process.poll() or greeting(self.port).startswith(b"220"), 60, "the relay to greet")
+        assert process.poll() is None, self.log.read_text()
         return process
 
     def start_smart_host(self, *arguments: str) -> subprocess.Popen[bytes]:
