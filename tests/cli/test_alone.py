@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -124,11 +123,11 @@ def relayed(queue_id: str, to: str) -> None:
 
 
 @pytest.fixture
-def logged(pi_relay: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def logged(pi_relay: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two days: on the first 0A1 comes and is deferred, on the second it goes, and 0A2 comes."""
     directory = pi_relay.state_directory / "log"
     with monkeypatch.context() as patch:
-        patch.setattr(maillog.time, "time", lambda: LATEST - DAY_SECONDS)
+        patch.setattr(time, "time", lambda: LATEST - DAY_SECONDS)
         maillog.open_log(directory, Log(), stderr=False)
         accepted("0A1", "copier-2f", ["ann@office.example", "bob@x.example"], "<1@copier>")
         maillog.deferred(
@@ -141,7 +140,7 @@ def logged(pi_relay: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         maillog.failed(queue_id="0A1", to="bob@x.example", next_hop="isp", reply="550 no", dsn="0A1-f1-1")
         accepted("0A1-f1-1", "", ["scans@office.example"], "<2@relay>")
         maillog.refused(client="192.168.1.77", device="", reply="550 5.7.1 no", reason="not in networks")
-        patch.setattr(maillog.time, "time", lambda: LATEST)
+        patch.setattr(time, "time", lambda: LATEST)
         relayed("0A1", "ann@office.example")
         accepted("0A2", "camera", ["ann@office.example"], "<3@camera>")
         maillog.close_log()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -248,9 +248,11 @@ def test_changes(
     exit_code: int,
 ) -> None:
     asked: list[dict[str, Any]] = []
-    remember: Callable[[dict[str, Any]], object] = lambda question: (  # noqa: E731
-        asked.append(question) or {"done": ["0A1"], "unknown": unknown}
-    )
+
+    def remember(question: dict[str, Any]) -> object:
+        asked.append(question)
+        return {"done": ["0A1"], "unknown": unknown}
+
     with pi_relay.relay({**VERSION, question["verb"]: answering(remember)}):
         result = pi_relay("queue", *arguments)
     assert asked == [question]

@@ -122,7 +122,11 @@ def sentences() -> set[str]:
                 and isinstance(node.func, ast.Name)
                 and node.func.id in ("t", "_report")
             ):
-                found |= {part.value for part in node.args if isinstance(part, ast.Constant)}
+                found |= {
+                    part.value
+                    for part in node.args
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                }
     from pi_relay.cli import queue, status, trace
 
     found |= {*COMMANDS.values(), *trace.SENTENCES.values(), *queue.STATES}

@@ -125,7 +125,7 @@ def test_a_line_in_the_file_begins_with_its_time_in_utc(directory: Path) -> None
 def test_what_is_written_is_read_back_and_is_one_line(client: str, reply: str, reason: str) -> None:
     written: list[str] = []
     sink = maillog._sink
-    original, sink.write = sink.write, written.extend  # type: ignore[method-assign]
+    original, sink.write = sink.write, written.extend  # type: ignore[method-assign,assignment]
     try:
         maillog.refused(client=client, device="", reply=reply, reason=reason)
     finally:
@@ -230,7 +230,7 @@ def test_nothing_happens_nothing_is_written(tmp_path: Path) -> None:
 
 def at(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
     seconds = time.mktime(time.strptime(f"{day} 12:00:00 +0000", "%Y-%m-%d %H:%M:%S %z")) - time.timezone
-    monkeypatch.setattr(maillog.time, "time", lambda: seconds)
+    monkeypatch.setattr(time, "time", lambda: seconds)
 
 
 def test_a_new_day_is_a_new_file(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
