@@ -202,6 +202,8 @@ class Manager:
         queue_id = envelope.queue_id
         if self._stopping or envelope.held or queue_id in self._records:
             return
+        if queue_id not in self._store.entries:  # removed in the meantime
+            return
         record = self._records[queue_id] = Record(queue_id, envelope.slots_used, self._clock.monotonic())
         record.vias = tuple(way.via for way in self._ways(envelope))
         lines = [self._push(record, via) for via in record.vias]
@@ -611,8 +613,14 @@ class Manager:
                 activity.envelope = envelope
             way = self._way_for(line, record, activity, hop)
             if way is not None:
-                results, handed_on = await self._try(activity, way, message)
-                await self._settle(record, activity, message, results, handed_on)
+                activity.flying.update(way.positions)  # until settled: routes may change meanwhile
+                try:
+                    results, handed_on = await self._try(activity.envelope, way, message)
+                    await self._settle(record, activity, message, results, handed_on)
+                finally:
+                    activity.flying.difference_update(way.positions)
+            elif not record.vias:  # nobody is pending
+                await self._settle(record, activity, message, {})
         except Exception as defect:
             self._put_off(record, defect)
         finally:
@@ -646,7 +654,8 @@ class Manager:
                 record.activity = None
         elif activity.tasks:
             self._stand_in_line(record, [via for via in record.vias if self._is_paused(via)])
-            self._rest_until_slot(record)
+            if record.due > self._clock.monotonic():  # else what else is under way will see to it
+                self._rest_until_slot(record)
         elif activity.afterwards:
             record.waits_in = ()
             self._run(self._afterwards(record, activity))
@@ -704,23 +713,19 @@ class Manager:
         return None
 
     async def _try(
-        self, activity: Activity, way: WayOut, message: StoredMessage
+        self, envelope: Envelope, way: WayOut, message: StoredMessage
     ) -> tuple[Results, frozenset[int]]:
-        assert activity.envelope is not None
         if not way.via:
-            self._alert_no_route(activity.envelope, way)
+            self._alert_no_route(envelope, way)
             return dict.fromkeys(way.positions, (None, lifecycle.NO_ROUTE)), frozenset()
-        activity.flying.update(way.positions)
         try:
-            report = await self._deliver(activity.envelope, way, message)
+            report = await self._deliver(envelope, way, message)
             if not report.results.keys() >= set(way.positions):
                 raise RuntimeError("a delivery report leaves recipients out")
             return report.results, report.notify_handed_on
         except Exception as defect:
-            maillog.error(f"unexpected while attempting {activity.envelope.queue_id}", defect)
+            maillog.error(f"unexpected while attempting {envelope.queue_id}", defect)
             return dict.fromkeys(way.positions, (None, lifecycle.unexpected(defect))), frozenset()
-        finally:
-            activity.flying.difference_update(way.positions)
 
     # ── settling ─────────────────────────────────────────────────────────────────────────────────
 
@@ -790,7 +795,7 @@ class Manager:
             now=self._clock.wall(),
             slots_used=record.slots_used,
             next_slot_in_seconds=record.due - self._clock.monotonic() - TICK_SECONDS,
-            in_flight=frozenset(activity.flying) | (waiting - results.keys()),
+            in_flight=frozenset(activity.flying | waiting) - results.keys(),
             own_trouble=own,
             delay_due=delay_due,
             can_carry=partial(self._can_carry, activity.envelope.device),
@@ -889,17 +894,20 @@ class Manager:
             del self._delay_reports[original]
 
     def _drop_delay_report(self, report_id: str) -> None:
+        """It has not left yet, and says nothing any more. While it is attempted: after that."""
+
+        async def drop() -> None:
+            if report_id in self._store.entries:
+                self._store.remove(report_id)
+                self._forget(report_id)
+                maillog.deleted(queue_id=report_id, reason="the delayed message is settled")
+
         record = self._records.get(report_id)
         if record is not None and record.activity is not None:
-            record.activity.afterwards.append(partial(self._remove_delay_report, report_id))
+            record.activity.afterwards.append(drop)
         else:
-            self._run(self._remove_delay_report(report_id))
-
-    async def _remove_delay_report(self, report_id: str) -> None:
-        if report_id in self._store.entries:
-            self._store.remove(report_id)
             self._forget(report_id)
-            maillog.deleted(queue_id=report_id, reason="the delayed message is settled")
+            self._run(drop())
 
     # ── undeliverable ────────────────────────────────────────────────────────────────────────────
 
@@ -929,6 +937,8 @@ class Manager:
         """Settle what time has brought about; one message after the other."""
         self._begin(record, UNSORTED)
         record.waits_in = ()
+        if not only_warn:  # the timer may have come a moment early
+            record.slots_used = self._schedule.slots
         self._chores.append((record, only_warn))
         if len(self._chores) == 1:
             self._run(self._do_chores())

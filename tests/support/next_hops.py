@@ -47,6 +47,7 @@ class NextHops:
         self.pauses_on_trouble = False
         self.tried: list[tuple[str, str, tuple[int, ...]]] = []  # queue id, next hop, positions
         self.messages: list[tuple[Envelope, bytes, object]] = []  # those taken
+        self.relayed: list[tuple[str, int]] = []  # queue id, position
         self.most_at_once: dict[str, int] = {}
         self.blocked = 0  # attempts held up now
         self.resumed: list[set[str] | None] = []
@@ -118,6 +119,7 @@ class NextHops:
             outcome = says(envelope, position) if callable(says) else says
             results[position] = (hop, outcome)
             if isinstance(outcome, Reply):
+                self.relayed.append((envelope.queue_id, position))
                 self.messages.append((envelope, message.header, message.body))
         outcomes = [outcome for _, outcome in results.values()]
         trouble = [
