@@ -160,5 +160,6 @@ def _date(second: int) -> bytes:
     sign, offset = ("-", -now.tm_gmtoff) if now.tm_gmtoff < 0 else ("+", now.tm_gmtoff)
     return (
         f"{_DAYS[now.tm_wday]}, {now.tm_mday:02d} {_MONTHS[now.tm_mon - 1]} {now.tm_year} "
-        f"{now.tm_hour:02d}:{now.tm_min:02d}:{now.tm_sec:02d} {sign}{offset // 3600:02d}{offset % 3600 // 60:02d}"
+        f"{now.tm_hour:02d}:{now.tm_min:02d}:{now.tm_sec:02d} "
+        f"{sign}{offset // 3600:02d}{offset % 3600 // 60:02d}"
     ).encode()

@@ -1,98 +1,115 @@
-"""Checks user names and passwords of devices, and slows down whoever guesses.
+"""Whether a password is right, and how often one may guess.
 
-Rules: scrypt runs in one thread beside the loop, so that guesses queue up rather than take the machine. An
-unknown user takes as long as a wrong password. A success is remembered for a while as a keyed digest, so
-that a device that signs in for every page costs little; passwords are never kept and never logged.
-It must not know SMTP.
+Rules: scrypt runs off the loop, in one worker thread: guesses cost one core at most, and 16 MiB. An unknown
+user name takes as long as a wrong password. Failures of an address are slowed for some minutes, more with
+each; a connection is cut at GUESSES_MAX. A success is remembered for a while, as a keyed digest: never the
+password. It must not know SMTP, nor who may do what.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import secrets
 import time
-from collections import OrderedDict
+from base64 import b64decode
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from pi_relay import passwords
+from pi_relay.submission.replies import AUTH_BAD_BASE64, AUTH_BAD_RESPONSE, Refused
 
-REMEMBERED_SECONDS = 600.0
-REMEMBERED_MAX = 64
-WAITING_MAX = 16  # checks under way or waiting for the thread; beyond, nobody is kept waiting
-
-GUESSES_FREE = 2  # a mistyped password costs nothing
-GUESS_DELAY_SECONDS = 0.5  # doubled with each further guess
-GUESS_DELAY_MAX_SECONDS = 8.0
-GUESSES_FORGOTTEN_AFTER_SECONDS = 900.0
-GUESSERS_MAX = 1024
+GUESSES_MAX = 5  # on one connection
+SUCCESS_BELIEVED_SECONDS = 600.0
+FAILURES_FORGOTTEN_SECONDS = 600.0
+DELAY_MAX_SECONDS = 10.0
+_REMEMBERED_MAX = 256
 
 
-class TooBusy(Exception):
-    """More checks are waiting than can be done soon."""
+class Authenticator:
+    """Checks passwords against hashes. ``delay_seconds``: what each earlier failure of an address adds."""
 
-
-class Passwords:
-    """Off-loop verification with a short memory."""
-
-    def __init__(self) -> None:
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="auth")
+    def __init__(
+        self, *, delay_seconds: float = 1.0, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._delay_seconds = delay_seconds
+        self._monotonic = monotonic
         self._key = secrets.token_bytes(32)
-        self._successes: OrderedDict[bytes, float] = OrderedDict()
-        self._waiting = 0
+        self._successes: dict[bytes, float] = {}  # digest -> when it was last right
+        self._failures: dict[str, tuple[int, float]] = {}  # address -> how many, when the last
+        self._worker: ThreadPoolExecutor | None = None
 
-    async def verify(self, password: str, password_hash: str | None) -> bool:
-        """Whether the password is the hash's; ``password_hash`` None: an unknown user. Raises TooBusy."""
-        known_hash = password_hash or passwords.DUMMY_HASH
-        digest = self._digest(password, known_hash)
-        if self._successes.get(digest, 0.0) > time.monotonic():
+    async def check(self, username: str, password: str, password_hash: str | None, client: str) -> bool:
+        """Whether ``password`` fits ``password_hash``; None: there is no such user, and nothing fits.
+
+        ``client``: the address whose failures count. A refusal comes late where it has failed before.
+        """
+        now = self._monotonic()
+        digest = self._digest(username, password, password_hash or "")
+        if now - self._successes.get(digest, float("-inf")) < SUCCESS_BELIEVED_SECONDS:
+            self._remember(digest, now)
             return True
-        if self._waiting >= WAITING_MAX:
-            raise TooBusy
-        self._waiting += 1
-        try:
-            loop = asyncio.get_running_loop()
-            matches = await loop.run_in_executor(self._worker, passwords.verify, password, known_hash)
-        finally:
-            self._waiting -= 1
-        if not matches or password_hash is None:
-            return False
-        self._remember(digest)
-        return True
+        right = await self._verify(password, password_hash or passwords.DUMMY_HASH)
+        if right and password_hash is not None:
+            self._remember(digest, now)
+            self._failures.pop(client, None)
+            return True
+        await asyncio.sleep(self._failed(client, now))
+        return False
 
     def close(self) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        if self._worker is not None:
+            self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _digest(self, password: str, password_hash: str) -> bytes:
-        secret = password.encode("utf-8", "surrogateescape")
-        return hmac.digest(self._key, hashlib.sha256(secret).digest() + password_hash.encode(), "sha256")
+    async def _verify(self, password: str, password_hash: str) -> bool:
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scrypt")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, passwords.verify, password, password_hash)
 
-    def _remember(self, digest: bytes) -> None:
-        self._successes[digest] = time.monotonic() + REMEMBERED_SECONDS
-        while len(self._successes) > REMEMBERED_MAX:
-            self._successes.popitem(last=False)
+    def _digest(self, username: str, password: str, password_hash: str) -> bytes:
+        # The hash is part of it: a password that was changed in the file is forgotten at once.
+        secret = "\0".join((username, password, password_hash)).encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(secret, key=self._key, digest_size=32).digest()
+
+    def _remember(self, digest: bytes, now: float) -> None:
+        self._successes.pop(digest, None)
+        self._successes[digest] = now
+        if len(self._successes) > _REMEMBERED_MAX:
+            del self._successes[next(iter(self._successes))]
+
+    def _failed(self, client: str, now: float) -> float:
+        """Count a failure; how long to wait before it is told."""
+        count, last_at = self._failures.pop(client, (0, now))
+        if now - last_at > FAILURES_FORGOTTEN_SECONDS:
+            count = 0
+        self._failures[client] = count + 1, now
+        if len(self._failures) > _REMEMBERED_MAX:
+            del self._failures[next(iter(self._failures))]
+        return min(count * self._delay_seconds, DELAY_MAX_SECONDS)
 
 
-class Guesses:
-    """Failed authentications by client address, so that a new connection is no new start."""
+# ── what a client says (RFC 4616, and the LOGIN that everybody knows) ────────────────────────────
 
-    def __init__(self) -> None:
-        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
-    def failed(self, address: str) -> float:
-        """One more; how long its answer is to wait, in seconds."""
-        count, at = self._failures.pop(address, (0, 0.0))
-        now = time.monotonic()
-        count = 1 if now - at > GUESSES_FORGOTTEN_AFTER_SECONDS else count + 1
-        self._failures[address] = (count, now)
-        while len(self._failures) > GUESSERS_MAX:
-            self._failures.popitem(last=False)
-        if count <= GUESSES_FREE:
-            return 0.0
-        return float(
-            min(GUESS_DELAY_SECONDS * 2.0 ** min(count - GUESSES_FREE - 1, 10), GUESS_DELAY_MAX_SECONDS)
-        )
+def decode(response: bytes) -> bytes:
+    """The octets of a base64 response; "=" stands for none at all (RFC 4954 4). Refused: not base64."""
+    if response == b"=":
+        return b""
+    try:
+        return b64decode(response, validate=True)
+    except ValueError:
+        raise Refused(AUTH_BAD_BASE64) from None
 
-    def succeeded(self, address: str) -> None:
-        self._failures.pop(address, None)
+
+def plain(message: bytes) -> tuple[str, str]:
+    """User name and password of a PLAIN message. An identity to act as is taken only if it is the user's."""
+    parts = message.split(b"\0")
+    if len(parts) != 3 or not parts[1] or parts[0] not in (b"", parts[1]):
+        raise Refused(AUTH_BAD_RESPONSE)
+    return text(parts[1]), text(parts[2])
+
+
+def text(data: bytes) -> str:
+    """As UTF-8; what is none survives as surrogates, and simply matches nobody."""
+    return data.decode("utf-8", "surrogateescape")

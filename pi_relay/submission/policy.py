@@ -1,72 +1,157 @@
-"""Who may connect, who may send, and which device a client is.
+"""Who may connect, and who may send: decided by address, by listener, and by who signed in.
 
-Rules: judged by the configuration in force and the machine's networks of this moment. A device given by
-address and user name must match in both; a user name alone beats an address alone, and the longest prefix
-wins. An address is an identity only within the local networks. It must not know sessions or the queue.
+Rules: an address is judged at each connection, IPv4-mapped ones unmapped first; what the interfaces say is
+believed for LOCAL_BELIEVED_SECONDS. The default gateway is never local (a masquerading port forward arrives
+from it), unless a device is given that very address. Nobody is trusted for what he says of himself.
+What a device may claim, send and how often is decided here too, once it is.
+It must not know SMTP's dialogue or sockets.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
+from pi_relay import maillog
 from pi_relay.config import Config, Device, Listener
-from pi_relay.submission.networks import Address, Networks, client_address
+from pi_relay.model import Reply
+from pi_relay.submission.interfaces import Address, LocalNetworks, Network, read_local_networks
+from pi_relay.submission.replies import AUTH_REQUIRED, NOT_ALLOWED
+
+LOCAL_BELIEVED_SECONDS = 5.0
+_KNOWN_CLIENTS_MAX = 1024
+LOCAL = "local"
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What is known of a client before it says anything."""
+    """What an address alone makes of whoever connects from it."""
 
-    address: str
-    local: bool  # its oddities are taken
-    may_connect: bool
-    may_submit: bool  # without AUTH, where the listener leaves it free
-    device: Device | None  # by its address
-    must_authenticate: bool  # it has the address of a device that has a user name as well
+    address: str  # unmapped, without a zone; "" where a proxy would not say
+    local: bool  # in "local" or in submission.networks: its lapses are forgiven
+    may_send: bool  # without AUTH
+    device: Device | None  # known by its address
+
+
+NOBODY = Client("", local=False, may_send=False, device=None)
 
 
 class Policy:
-    def __init__(self, config: Config) -> None:
-        self._networks = Networks()
-        self.reconfigure(config)
+    """The rules of one configuration."""
 
-    def reconfigure(self, config: Config) -> None:
-        self._submission_networks = config.submission.networks
-        self._by_username = {device.username: device for device in config.devices if device.username}
-        by_address = [(_network(device), device) for device in config.devices if device.address]
-        self._by_address: list[tuple[IPv4Network | IPv6Network, Device]] = sorted(
-            by_address, key=lambda pair: -pair[0].prefixlen
+    def __init__(
+        self,
+        config: Config,
+        *,
+        read_local: Callable[[], LocalNetworks] = read_local_networks,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read_local = read_local
+        self._monotonic = monotonic
+        self._local = LocalNetworks()
+        self._local_read_at = float("-inf")
+        self._kernel_answers = True
+        self._clients: dict[tuple[str, int], Client] = {}
+        self._admitted: dict[tuple[str, int, tuple[str, ...]], bool] = {}
+        self._sending_networks = config.submission.networks
+        self._devices_by_network = _by_network(config.devices)
+        self._devices_by_username = {device.username: device for device in config.devices if device.username}
+
+    def client(self, host: str, interface: int = 0) -> Client:
+        """Who connects from ``host``, an address in text; ``interface``: its IPv6 scope."""
+        self._renew()
+        key = host, interface
+        client = self._clients.get(key)
+        if client is None:
+            if len(self._clients) >= _KNOWN_CLIENTS_MAX:
+                self._clients.clear()
+            client = self._clients[key] = self._judge(host, interface)
+        return client
+
+    def admits(self, listener: Listener, host: str, interface: int = 0) -> bool:
+        """Whether ``host`` may connect to ``listener`` at all."""
+        self._renew()
+        key = host, interface, listener.networks
+        admitted = self._admitted.get(key)
+        if admitted is None:
+            if len(self._admitted) >= _KNOWN_CLIENTS_MAX:
+                self._admitted.clear()
+            address = unmapped(host)
+            admitted = self._admitted[key] = self._lies_in(listener.networks, address, interface)
+        return admitted
+
+    def device_named(self, username: str) -> Device | None:
+        """The device that signs in by ``username``."""
+        return self._devices_by_username.get(username)
+
+    def may_sign_in(self, device: Device, client: Client) -> bool:
+        """A device with an address and a username has to come from that address."""
+        return not device.address or (client.address != "" and ip_address(client.address) in _network(device))
+
+    def refusal(self, listener: Listener, client: Client, *, authenticated: bool) -> Reply | None:
+        """What MAIL is answered where this client may not send, None where it may."""
+        if authenticated:
+            return None
+        must_sign_in = listener.auth == "required" or (
+            client.device is not None and client.device.username != ""
+        )
+        if client.may_send and not must_sign_in:
+            return None
+        return NOT_ALLOWED if listener.auth == "off" else AUTH_REQUIRED
+
+    def _judge(self, host: str, interface: int) -> Client:
+        address = unmapped(host)
+        device = next((device for network, device in self._devices_by_network if address in network), None)
+        may_send = self._lies_in(self._sending_networks, address, interface)
+        local = may_send or self._lies_in((LOCAL,), address, interface)
+        return Client(str(address).partition("%")[0], local=local, may_send=may_send, device=device)
+
+    def _lies_in(self, networks: Iterable[str], address: Address, interface: int) -> bool:
+        return any(
+            self._is_local(address, interface) if text == LOCAL else address in ip_network(text, strict=False)
+            for text in networks
         )
 
-    def client(self, address: Address, listener: Listener) -> Client:
-        """Judge a client at its connection."""
-        device = self._device_at(address)
-        local = self._networks.is_local(address) or device is not None
-        return Client(
-            address=str(address),
-            local=local,
-            may_connect=device is not None or self._networks.contain(address, listener.networks),
-            may_submit=device is not None or self._networks.contain(address, self._submission_networks),
-            device=None if device is not None and device.username else device,
-            must_authenticate=device is not None and bool(device.username),
-        )
+    def _is_local(self, address: Address, interface: int) -> bool:
+        if address in self._local.gateways:
+            return any(
+                network.num_addresses == 1 and address in network for network, _ in self._devices_by_network
+            )
+        return self._local.contains(address, interface)
 
-    def device_named(self, username: str, address: str) -> Device | None:
-        """The device that signs in by this user name, unless it has an address and is elsewhere."""
-        device = self._by_username.get(username)
-        if device is None or not device.address:
-            return device
-        return device if client_address(address) in _network(device) else None
-
-    def _device_at(self, address: Address) -> Device | None:
-        """By the longest prefix; beyond the local networks only the gateway, where a device names it."""
-        for network, device in self._by_address:
-            if address in network:
-                named = network.num_addresses == 1 and self._networks.is_gateway(address)
-                return device if named or self._networks.is_local(address) else None
-        return None
+    def _renew(self) -> None:
+        """Look at the interfaces again, and forget what was judged by the old ones."""
+        now = self._monotonic()
+        if now - self._local_read_at < LOCAL_BELIEVED_SECONDS:
+            return
+        self._local_read_at = now
+        self._clients.clear()
+        self._admitted.clear()
+        try:
+            self._local = self._read_local()
+            self._kernel_answers = True
+        except OSError as problem:
+            self._local = LocalNetworks()
+            if self._kernel_answers:
+                maillog.error(f"only loopback counts as local: the interfaces cannot be read ({problem})")
+            self._kernel_answers = False
 
 
-def _network(device: Device) -> IPv4Network | IPv6Network:
+def unmapped(host: str) -> Address:
+    """The address that ``host`` says, without its zone; ::ffff:192.0.2.1 is 192.0.2.1. ValueError: none."""
+    address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address):
+        return address.ipv4_mapped or address
+    return address
+
+
+def _by_network(devices: Iterable[Device]) -> list[tuple[Network, Device]]:
+    """Devices with an address, the longest prefix first."""
+    known = [(_network(device), device) for device in devices if device.address]
+    return sorted(known, key=lambda pair: pair[0].max_prefixlen - pair[0].prefixlen)
+
+
+def _network(device: Device) -> Network:
     return ip_network(device.address, strict=False)

@@ -1,9 +1,8 @@
-"""The listeners, and what all sessions share: limits, who is known, what has been counted.
+"""The listeners: bound, swapped at a reload, closed; and the sweep that ends whoever keeps us waiting.
 
-Rules: sessions run in our own loop. A listener that cannot be bound is an error with the owner of its port,
-where that can be seen. New configuration holds for the next command of every session. Stopping refuses
-nobody a reply: sessions within a message finish it, the others hear 421.
-It must not know SMTP (session.py) or how the queue keeps a message.
+Rules: all listeners are bound or none; a listener that stays in the configuration keeps its socket through a
+reload, and the sessions on it go on. The sweep's timer runs only while someone is connected.
+It must not know the dialogue.
 """
 
 from __future__ import annotations
@@ -13,222 +12,268 @@ import errno
 import socket
 import ssl
 import time
-from asyncio import sslproto
-from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-from pi_relay.config import Config, Device, Listener
-from pi_relay.model import IncomingMessage, Reply
-from pi_relay.status import DeviceStatus
-from pi_relay.submission import replies
-from pi_relay.submission.auth import Guesses, Passwords
+from pi_relay.config import Config, Listener
+from pi_relay.model import IncomingMessage
+from pi_relay.submission.auth import Authenticator
+from pi_relay.submission.census import Seen
 from pi_relay.submission.policy import Policy
-from pi_relay.submission.ports import owner_of_port
-from pi_relay.submission.session import Session
+from pi_relay.submission.session import Service, Session, Terms
 
-BACKLOG = 1024  # a burst waits in the kernel until it is its turn to be served, or refused
-DEVICES_MAX = 256  # remembered for `status`, the longest silent forgotten first
-
-# A TLS connection otherwise holds 256 KiB of buffer while it is idle.
-sslproto.SSLProtocol.max_size = 32 * 1024
+BACKLOG = 512
+SWEEP_SECONDS_MAX = 5.0
 
 
 class ListenerError(Exception):
-    """A listener cannot be opened; the text says which, why, and what to do."""
+    """A listener cannot be bound: which, why, who has it, and what to do."""
 
-
-@dataclass(slots=True)
-class Seen:
-    """One device, or one address of an unknown client."""
-
-    name: str
-    address: str
-    last_seen_at: float
-    accepted: int = 0
-    refused: int = 0
+    def __init__(self, address: str, reason: str, hint: str = "") -> None:
+        super().__init__(f"cannot listen on {address}: {reason}" + (f" (hint: {hint})" if hint else ""))
+        self.address = address
+        self.reason = reason
+        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    listening: bool
-    connections: int
-    accepted: int
-    refused: int
-    devices: list[DeviceStatus]
+    """Since the start of the process."""
+
+    accepted: int  # messages
+    refused: int  # commands, messages and connections sent away
+    connections: int  # now
+    clients: tuple[Seen, ...]  # the latest first
+
+
+class _Bound:
+    """A listener's sockets, and the terms that new connections on them get."""
+
+    def __init__(self, sockets: list[socket.socket]) -> None:
+        self.sockets = sockets
+        self.servers: list[asyncio.Server] = []
+        self.terms: Terms | None = None
+
+    @property
+    def listening(self) -> bool:
+        return any(server.is_serving() for server in self.servers)
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.close()
+        for bound in self.sockets:
+            bound.close()
 
 
 class Server:
+    """Takes mail on every listener of the configuration.
+
+    ``begin``: opens a place in the queue for a message of the declared size (None: not declared), or raises
+    QueueRefusal. ``tls_context``: the context for the next handshake; None, or an exception: no TLS now.
+    ``now``: seconds since the epoch.
+    """
+
     def __init__(
         self,
         config: Config,
         *,
         begin: Callable[[int | None], IncomingMessage],
         tls_context: Callable[[], ssl.SSLContext | None],
+        now: Callable[[], float] = time.time,
+        authenticator: Authenticator | None = None,
     ) -> None:
-        """``begin``: a place in the queue for a message of the declared size; raises QueueRefusal."""
-        self.config = config
-        self.begin = begin
-        self.tls_context = tls_context
-        self.policy = Policy(config)
-        self.passwords = Passwords()
-        self.guesses = Guesses()
-        self._listeners: dict[Listener, asyncio.Server] = {}
-        self._sessions: set[Session] = set()
-        self._by_client: Counter[str] = Counter()
-        self._counted: dict[Session, str] = {}
-        self._seen: OrderedDict[tuple[str, str], Seen] = OrderedDict()
-        self._accepted = 0
-        self._refused = 0
-        self._idle = asyncio.Event()
-
-    # ── listeners ────────────────────────────────────────────────────────────────────────────────
+        self._service = Service(
+            config=config,
+            policy=Policy(config),
+            begin=begin,
+            tls_context=tls_context,
+            authenticator=authenticator or Authenticator(),
+            now=now,
+        )
+        self._bound: dict[tuple[str, int], _Bound] = {}
+        self._sweep_timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Open every listener. Raises ListenerError, and has then opened none."""
-        try:
-            for listener in self.config.listeners:
-                await self._open(listener)
-        except ListenerError:
-            await self.stop_listening()
-            raise
-
-    async def stop_listening(self) -> None:
-        for server in self._listeners.values():
-            server.close()
-        self._listeners.clear()
+        """Bind and serve every listener; ListenerError: none is left open."""
+        await self._listen(self._service.config)
 
     async def reconfigure(self, config: Config) -> None:
-        """Take the new file. Listeners that are in both stay open. Raises ListenerError for a new one that
-        cannot be opened; the rest is in force all the same."""
-        self.config = config
-        self.policy.reconfigure(config)
-        for gone in self._listeners.keys() - set(config.listeners):
-            self._listeners.pop(gone).close()
-        for listener in config.listeners:
-            if listener not in self._listeners:
-                await self._open(listener)
+        """Serve the new configuration; ListenerError: the old one is served on."""
+        await self._listen(config)
+        self._service.policy = Policy(config)
+        self._service.config = config
 
-    async def _open(self, listener: Listener) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            bound = _bound_socket(listener)
-            server = await loop.create_server(
-                lambda: Session(self, listener, loop), sock=bound, backlog=BACKLOG
-            )
-        except OSError as problem:
-            raise ListenerError(_in_words(listener, problem)) from problem
-        self._listeners[listener] = server
+    async def stop_listening(self) -> None:
+        for bound in self._bound.values():
+            bound.close()
+        self._bound.clear()
 
     async def close(self, grace_seconds: float) -> None:
-        """End all sessions: those within a message when it is done, or when the grace is over."""
-        for session in list(self._sessions):
-            if not session.busy:
-                session.send_away(replies.SHUTTING_DOWN)
-        if self._sessions:
-            self._idle.clear()
-            try:
-                async with asyncio.timeout(grace_seconds):
-                    await self._idle.wait()
-            except TimeoutError:
-                for session in list(self._sessions):
-                    session.send_away(replies.SHUTTING_DOWN)
-        self.passwords.close()
-
-    # ── what sessions tell ───────────────────────────────────────────────────────────────────────
-
-    def opened(self, session: Session) -> None:
-        self._sessions.add(session)
-
-    def closed(self, session: Session) -> None:
-        self._sessions.discard(session)
-        address = self._counted.pop(session, None)
-        if address is not None:
-            self._by_client[address] -= 1
-            if not self._by_client[address]:
-                del self._by_client[address]
-        if not self._sessions:
-            self._idle.set()
-
-    def too_many(self, session: Session, address: str) -> Reply | None:
-        """Count a connection of ``address``; the reply where it is one too many."""
-        limits = self.config.submission
-        if len(self._counted) >= limits.connections_max:
-            return replies.TOO_MANY_CONNECTIONS
-        if self._by_client[address] >= limits.connections_per_client_max:
-            return replies.TOO_MANY_OF_YOURS
-        self._counted[session] = address
-        self._by_client[address] += 1
-        return None
-
-    def accepted(self, address: str, device: Device | None) -> None:
-        self._accepted += 1
-        self._note(address, device).accepted += 1
-
-    def refused(self, address: str, device: Device | None) -> None:
-        self._refused += 1
-        self._note(address, device).refused += 1
-
-    def _note(self, address: str, device: Device | None) -> Seen:
-        name = device.name if device else ""
-        key = (name, "" if name else address)
-        seen = self._seen.get(key)
-        if seen is None:
-            seen = self._seen[key] = Seen(name, address, 0.0)
-            if len(self._seen) > DEVICES_MAX:
-                self._seen.popitem(last=False)
-        self._seen.move_to_end(key)
-        seen.address, seen.last_seen_at = address, time.time()
-        return seen
+        """End every session: the idle ones at once, those with a message under way within the grace."""
+        await self.stop_listening()
+        sessions = self._sessions()
+        for session in sessions:
+            session.shut_down()
+        await _ended(sessions, grace_seconds)
+        for session in sessions:
+            session.cancel()
+        await _ended(sessions, 1.0)
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        self._service.authenticator.close()
 
     def stats(self) -> Stats:
-        """What `status` shows; devices in the order in which they were last seen, latest first."""
-        return Stats(
-            listening=bool(self._listeners),
-            connections=len(self._counted),
-            accepted=self._accepted,
-            refused=self._refused,
-            devices=[
-                DeviceStatus(seen.name, seen.address, seen.last_seen_at, seen.accepted, seen.refused)
-                for seen in reversed(self._seen.values())
-            ],
-        )
+        census = self._service.census
+        return Stats(census.accepted, census.refused, len(census.connected), census.seen())
+
+    @property
+    def listening(self) -> bool:
+        """Whether any listener is open."""
+        return any(bound.listening for bound in self._bound.values())
+
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of every bound socket, in the order of the configuration."""
+        return [sock.getsockname()[:2] for bound in self._bound.values() for sock in bound.sockets]
+
+    # ── listening ────────────────────────────────────────────────────────────────────────────────
+
+    async def _listen(self, config: Config) -> None:
+        wanted = {(listener.host, listener.port): listener for listener in config.listeners}
+        new: dict[tuple[str, int], _Bound] = {}
+        try:
+            for key, listener in wanted.items():
+                if key not in self._bound:
+                    new[key] = _Bound(_bind(listener))
+        except ListenerError:
+            for bound in new.values():
+                bound.close()
+            raise
+        for key in self._bound.keys() - wanted.keys():
+            self._bound.pop(key).close()
+        self._bound = {key: self._bound.get(key) or new[key] for key in wanted}
+        for key, listener in wanted.items():
+            self._bound[key].terms = Terms(config, listener)
+        for bound in new.values():
+            await self._serve(bound)
+
+    async def _serve(self, bound: _Bound) -> None:
+        loop = asyncio.get_running_loop()
+
+        def session() -> Session:
+            assert bound.terms is not None
+            self._keep_sweeping(loop)
+            return Session(self._service, bound.terms, loop)
+
+        for sock in bound.sockets:
+            bound.servers.append(await loop.create_server(session, sock=sock, backlog=BACKLOG))
+
+    # ── the sweep ────────────────────────────────────────────────────────────────────────────────
+
+    def _sessions(self) -> list[Session]:
+        return [session for session in self._service.census.connected if isinstance(session, Session)]
+
+    def _keep_sweeping(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._sweep_timer is None:
+            idle_seconds = self._service.config.submission.idle_timeout_seconds
+            self._sweep_timer = loop.call_later(min(SWEEP_SECONDS_MAX, idle_seconds / 4), self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweep_timer = None
+        now = loop.time()
+        sessions = self._sessions()
+        for session in sessions:
+            if session.deadline < now:
+                session.expire()
+        if sessions:
+            self._keep_sweeping(loop)
 
 
-def _bound_socket(listener: Listener) -> socket.socket:
-    """A listening socket; for every interface one that takes both families, where the machine has IPv6."""
-    if listener.host:
-        family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
-        return _bind(family, listener.host, listener.port)
-    if socket.has_dualstack_ipv6():
-        return _bind(socket.AF_INET6, "::", listener.port)
-    return _bind(socket.AF_INET, "0.0.0.0", listener.port)
+async def _ended(sessions: list[Session], seconds: float) -> None:
+    """Wait until all dialogues have ended, ``seconds`` at most."""
+    tasks = [session.task for session in sessions if session.task is not None]
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
 
 
-def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    listening = socket.socket(family, socket.SOCK_STREAM)
+# ── binding ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _bind(listener: Listener) -> list[socket.socket]:
+    hosts = [listener.host] if listener.host else ["::", "0.0.0.0"]
+    sockets: list[socket.socket] = []
+    for host in hosts:
+        try:
+            sockets.append(_bound_socket(host, listener.port))
+        except OSError as error:
+            without_ipv6 = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+            if not listener.host and host == "::" and without_ipv6:
+                continue
+            for sock in sockets:
+                sock.close()
+            raise _listener_error(host, listener.port, error) from None
+    return sockets
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Small replies go out at once (asyncio sets it only on sockets that it makes itself as a client).
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host != "::" else 0)
-        listening.bind((host, port))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # getaddrinfo for the zone of a link-local address; a name would be looked up, and is no address.
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][
+            4
+        ]
+        sock.bind(address)
+        # Now, not with the event loop's start: a port that is taken shows itself only here.
+        sock.listen(BACKLOG)
     except OSError:
-        listening.close()
+        sock.close()
         raise
-    return listening
+    return sock
 
 
-def _in_words(listener: Listener, problem: OSError) -> str:
-    where = f"cannot listen on {listener.host or 'every interface'}, port {listener.port}"
-    match problem.errno:
+def _listener_error(host: str, port: int, error: OSError) -> ListenerError:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    match error.errno:
         case errno.EADDRINUSE:
-            owner = owner_of_port(listener.port) or "another program"
-            return f"{where}: {owner} has it\nhint: stop that program, or choose another port"
-        case errno.EACCES:
-            hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; systemd's unit gives it"
-            return f"{where}: not permitted\nhint: {hint}"
+            owner = owner_of_port(port)
+            reason = f"the port is taken by {owner}" if owner else "the port is taken by another program"
+            return ListenerError(
+                address, reason, "stop that program, or choose another port under [[listeners]]"
+            )
+        case errno.EACCES | errno.EPERM:
+            hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose 2525 under [[listeners]]"
+            return ListenerError(address, "permission denied", hint)
         case errno.EADDRNOTAVAIL:
-            return f"{where}: this machine has no such address\nhint: see `ip address`"
-    return f"{where}: {problem.strerror or problem}"
+            return ListenerError(
+                address, "this machine does not have that address", 'use ":PORT" for all of them'
+            )
+        case _:
+            return ListenerError(address, error.strerror or str(error))
+
+
+def owner_of_port(port: int) -> str:
+    """ "postfix (process 123)" of whoever listens on a TCP port, "" where it cannot be seen."""
+    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    for process in Path("/proc").glob("[0-9]*") if sockets else ():
+        with suppress(OSError):  # it has ended, or is not ours to look at
+            if any(str(entry.readlink()) in sockets for entry in (process / "fd").iterdir()):
+                return f"{(process / 'comm').read_text().strip()} (process {process.name})"
+    return ""
+
+
+def _listening_inodes(port: int) -> set[str]:
+    """From proc(5): column 1 is the address, 3 the state (0A: listening), 9 the inode."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                columns = line.split()
+                if columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
+                    inodes.add(columns[9])
+    return inodes

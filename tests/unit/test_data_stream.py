@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -28,7 +29,9 @@ def obvious(data: bytes, *, bare_lf_allowed: bool, size_max: int) -> Outcome | N
         if not rest:
             return None
         octet, following = rest[:1], rest[1:2]
-        bare = octet == b"\r" and following != b"\n" or octet == b"\n" and not seen.endswith(b"\r")
+        bare = following != b"\n" if octet == b"\r" else octet == b"\n" and not seen.endswith(b"\r")
+        behind_bare_lf = seen.endswith(b"\n") and not seen.endswith(b"\r\n")
+        alone = seen.endswith(b"\r\n") and following == b"\n"
         if refusal:
             pass
         elif len(seen) - 2 >= size_max:
@@ -39,9 +42,7 @@ def obvious(data: bytes, *, bare_lf_allowed: bool, size_max: int) -> Outcome | N
             refusal = "550 5.6.11"
         elif bare:
             wire += b"\r\n"
-        elif octet == b"." and seen.endswith(b"\n") and not seen.endswith(b"\r\n"):
-            wire += b".."
-        elif octet == b"." and seen.endswith(b"\r\n") and following == b"\n":
+        elif octet == b"." and (behind_bare_lf or alone):
             wire += b".."
         else:
             wire += octet
@@ -52,7 +53,7 @@ def streamed(data: bytes, splits: list[int], *, bare_lf_allowed: bool, size_max:
     stream = DataStream(bare_lf_allowed=bare_lf_allowed, size_max_bytes=size_max)
     buffer, wire, refusal = bytearray(), b"", ""
     edges = sorted({0, len(data), *(split for split in splits if split < len(data))})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         buffer += data[start:end]
         if stream.finished:
             continue
@@ -67,11 +68,28 @@ def streamed(data: bytes, splits: list[int], *, bare_lf_allowed: bool, size_max:
             stream.skip(buffer)
     if not stream.finished:
         return None
-    return (refusal, b"", bytes(buffer), False) if refusal else ("taken", wire, bytes(buffer), stream.eight_bit)
+    return (
+        (refusal, b"", bytes(buffer), False) if refusal else ("taken", wire, bytes(buffer), stream.eight_bit)
+    )
 
 
 pieces = st.sampled_from(
-    [b"\r", b"\n", b".", b"\r\n", b"\r\n.", b"\r\n.\r\n", b"\n.\n", b"\n.\r\n", b"\r.\r", b"\r\n.\n", b"a", b"..", b"\0", b"\xe9"]
+    [
+        b"\r",
+        b"\n",
+        b".",
+        b"\r\n",
+        b"\r\n.",
+        b"\r\n.\r\n",
+        b"\n.\n",
+        b"\n.\r\n",
+        b"\r.\r",
+        b"\r\n.\n",
+        b"a",
+        b"..",
+        b"\0",
+        b"\xe9",
+    ]
 )
 texts = st.lists(pieces, max_size=14).map(b"".join)
 

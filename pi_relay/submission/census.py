@@ -1,0 +1,70 @@
+"""Who is connected now, and who has been seen: the counts that limits and ``status`` ask for.
+
+Rules: bounded, in memory, since the start of the process. It must not know SMTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+_SEEN_MAX = 1000
+
+
+@dataclass(slots=True)
+class Seen:
+    """A device, or an unknown client, and what became of what it sent."""
+
+    name: str  # of the device, "" for an unknown client
+    address: str  # the last one
+    last_seen_at: float  # seconds since the epoch
+    accepted: int = 0
+    refused: int = 0
+
+
+class Census:
+    def __init__(self) -> None:
+        self.accepted = 0  # messages
+        self.refused = 0  # commands, messages and connections that were sent away
+        self.connected: set[Hashable] = set()
+        self._connections_of: dict[str, int] = {}
+        self._seen: dict[str, Seen] = {}  # by the device's name, else by address; the latest last
+
+    def enter(self, session: Hashable, address: str) -> None:
+        self.connected.add(session)
+        self._connections_of[address] = self._connections_of.get(address, 0) + 1
+
+    def leave(self, session: Hashable, address: str) -> None:
+        """May be called again for the same session."""
+        if session not in self.connected:
+            return
+        self.connected.remove(session)
+        left = self._connections_of[address] - 1
+        if left:
+            self._connections_of[address] = left
+        else:
+            del self._connections_of[address]
+
+    def connections_of(self, address: str) -> int:
+        return self._connections_of.get(address, 0)
+
+    def count_accepted(self, device: str, address: str, at: float) -> None:
+        self.accepted += 1
+        self._see(device, address, at).accepted += 1
+
+    def count_refused(self, device: str, address: str, at: float) -> None:
+        self.refused += 1
+        self._see(device, address, at).refused += 1
+
+    def seen(self) -> tuple[Seen, ...]:
+        """The latest first."""
+        return tuple(reversed(self._seen.values()))
+
+    def _see(self, device: str, address: str, at: float) -> Seen:
+        key = device or address
+        seen = self._seen.pop(key, None) or Seen(device, address, at)
+        self._seen[key] = seen
+        seen.address, seen.last_seen_at = address, at
+        if len(self._seen) > _SEEN_MAX:
+            del self._seen[next(iter(self._seen))]
+        return seen
