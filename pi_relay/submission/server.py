@@ -13,15 +13,14 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from pi_relay.config import Config, Listener
 from pi_relay.model import IncomingMessage
+from pi_relay.status import DeviceStatus
 from pi_relay.submission.auth import Authenticator
-from pi_relay.submission.census import Seen
 from pi_relay.submission.policy import Policy
+from pi_relay.submission.ports import owner_of_port
 from pi_relay.submission.session import Service, Session, Terms
 
 BACKLOG = 512
@@ -42,10 +41,11 @@ class ListenerError(Exception):
 class Stats:
     """Since the start of the process."""
 
+    listening: bool
+    connections: int  # now
     accepted: int  # messages
     refused: int  # commands, messages and connections sent away
-    connections: int  # now
-    clients: tuple[Seen, ...]  # the latest first
+    devices: list[DeviceStatus]  # and unknown clients, the latest first
 
 
 class _Bound:
@@ -127,7 +127,16 @@ class Server:
 
     def stats(self) -> Stats:
         census = self._service.census
-        return Stats(census.accepted, census.refused, len(census.connected), census.seen())
+        return Stats(
+            listening=self.listening,
+            connections=len(census.connected),
+            accepted=census.accepted,
+            refused=census.refused,
+            devices=[
+                DeviceStatus(seen.name, seen.address, seen.last_seen_at, seen.accepted, seen.refused)
+                for seen in census.seen()
+            ],
+        )
 
     @property
     def listening(self) -> bool:
@@ -255,25 +264,3 @@ def _listener_error(host: str, port: int, error: OSError) -> ListenerError:
             )
         case _:
             return ListenerError(address, error.strerror or str(error))
-
-
-def owner_of_port(port: int) -> str:
-    """ "postfix (process 123)" of whoever listens on a TCP port, "" where it cannot be seen."""
-    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
-    for process in Path("/proc").glob("[0-9]*") if sockets else ():
-        with suppress(OSError):  # it has ended, or is not ours to look at
-            if any(str(entry.readlink()) in sockets for entry in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text().strip()} (process {process.name})"
-    return ""
-
-
-def _listening_inodes(port: int) -> set[str]:
-    """From proc(5): column 1 is the address, 3 the state (0A: listening), 9 the inode."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                columns = line.split()
-                if columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
-                    inodes.add(columns[9])
-    return inodes
