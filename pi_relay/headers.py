@@ -69,13 +69,12 @@ def split(data: bytes, end: int) -> tuple[Header, bytes]:
     The first line that is neither a field nor a continuation begins the body (some devices send a bare
     text), and an empty line is put before it. ``data`` must end with CRLF where ``end`` is -1.
     """
-    if end < 0:
-        data, end = data + CRLF, len(data) + 2
-    header = Header(data[:end])
-    lines = CRLF + data[: end - 2]
+    block = data[:end] if end >= 0 else data + CRLF
+    header = Header(block)
+    lines = CRLF + block[:-2]
     continuations = lines.count(b"\r\n ") + lines.count(b"\r\n\t")
     if len(header.names) + continuations == lines.count(CRLF) - 1 and data[:1] not in (b" ", b"\t"):
-        return header, data[end:]
+        return header, data[end:] if end >= 0 else b""
     body_starts_at = _first_foreign_line(data)
     return Header(data[:body_starts_at] + CRLF), data[body_starts_at:]
 

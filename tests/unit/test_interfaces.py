@@ -1,0 +1,98 @@
+"""Which networks count as local, given what the kernel says of the machine."""
+
+from __future__ import annotations
+
+import subprocess
+from ipaddress import ip_address, ip_network
+
+from pi_relay.submission.interfaces import (
+    LOOPBACK,
+    Link,
+    LocalNetworks,
+    Network,
+    Route,
+    judge,
+    read_local_networks,
+)
+
+ETHERNET, LOOPBACK_HARDWARE, NONE = 1, 772, 65534
+
+
+def link(index: int, kind: str = "", *, up: bool = True, hardware: int = ETHERNET, bridge: int = 0) -> Link:
+    return Link(index=index, up=up, hardware=hardware, kind=kind, bridge=bridge)
+
+
+def at(index: int, network: str) -> tuple[int, Network]:
+    return index, ip_network(network)
+
+
+def route(interface: int, destination: str, *gateways: str) -> Route:
+    return Route(interface, ip_network(destination), tuple(map(ip_address, gateways)))
+
+
+def networks(local: LocalNetworks) -> set[str]:
+    return {str(network) for network in local.networks if network not in LOOPBACK}
+
+
+def test_an_office_link_brings_its_prefixes_of_both_families() -> None:
+    local = judge(
+        [link(2)],
+        [at(2, "192.168.1.0/24"), at(2, "2001:db8:1::/64")],
+        [route(2, "2001:db8:1::/64"), route(2, "fe80::/64"), route(2, "0.0.0.0/0", "192.168.1.1")],
+    )
+    assert networks(local) == {"192.168.1.0/24", "2001:db8:1::/64"}
+    assert local.contains(ip_address("192.168.1.77"), 0)
+    assert local.contains(ip_address("2001:db8:1::5"), 0)
+    assert local.contains(ip_address("fe80::5"), 2)
+    assert not local.contains(ip_address("fe80::5"), 3)
+    assert not local.contains(ip_address("192.168.2.1"), 0)
+    assert local.gateways == {ip_address("192.168.1.1")}
+
+
+def test_public_shared_and_absent_ipv4_bring_nothing() -> None:
+    for prefix in ("203.0.113.0/24", "100.64.0.0/10", "169.254.0.0/16"):
+        local = judge([link(2)], [at(2, prefix)], [route(2, "2001:db8::/64")])
+        assert networks(local) == set()
+        assert not local.contains(ip_address("fe80::1"), 2)
+    assert networks(judge([link(2)], [], [route(2, "2001:db8::/64")])) == set()
+
+
+def test_what_is_down_or_a_tunnel_brings_nothing() -> None:
+    for odd in (
+        link(2, up=False),
+        link(2, "wireguard", hardware=NONE),
+        link(2, "tun", hardware=NONE),
+        link(2, "tun"),  # a tap
+        link(2, "gretap"),
+        link(2, hardware=512),  # ppp
+    ):
+        assert networks(judge([odd], [at(2, "10.8.0.0/24")], [])) == set()
+
+
+def test_a_bridge_counts_where_a_cable_is_a_port_of_it() -> None:
+    address = [at(5, "172.17.0.0/16")]
+    assert networks(judge([link(5, "bridge")], address, [])) == set()
+    assert networks(judge([link(5, "bridge"), link(6, "veth", bridge=5)], address, [])) == set()
+    office = [link(5, "bridge"), link(6, "veth", bridge=5), link(2, bridge=5)]
+    assert networks(judge(office, address, [])) == {"172.17.0.0/16"}
+
+
+def test_a_container_own_end_of_a_pair_counts_and_its_gateway_is_known() -> None:
+    local = judge([link(2, "veth")], [at(2, "172.17.0.0/16")], [route(2, "0.0.0.0/0", "172.17.0.1")])
+    assert networks(local) == {"172.17.0.0/16"}
+    assert ip_address("172.17.0.1") in local.gateways
+
+
+def test_a_wide_route_without_a_gateway_is_no_link() -> None:
+    local = judge([link(2)], [at(2, "10.0.0.0/24")], [route(2, "2000::/3"), route(2, "::/0")])
+    assert networks(local) == {"10.0.0.0/24"}
+
+
+def test_the_kernel_says_what_ip_says() -> None:
+    local = read_local_networks()
+    assert local.contains(ip_address("127.0.0.1"), 0)
+    said = subprocess.run(
+        ["ip", "route", "show", "default"], capture_output=True, text=True, check=True
+    ).stdout
+    gateways = {line.split()[2] for line in said.splitlines() if line.startswith("default via")}
+    assert gateways <= {str(gateway) for gateway in local.gateways}
