@@ -198,7 +198,7 @@ def _message(scan: bytes) -> bytes:
 
 def _print_scan(port: int, message: bytes) -> str:
     """Submit as a printer does; the queue id from the relay's answer."""
-    with smtplib.SMTP("127.0.0.1", port, local_hostname="copier-2f", timeout=60) as printer:
+    with smtplib.SMTP("127.0.0.1", port, local_hostname="copier-2f", timeout=30) as printer:
         printer.ehlo()
         printer.mail("copier@demo.example")
         printer.rcpt("ann@demo.example")
