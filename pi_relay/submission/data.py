@@ -18,8 +18,8 @@ import re
 from pi_relay.submission.replies import BARE_CR_OR_LF, MESSAGE_TOO_LARGE, NUL, Refused
 
 TERMINATOR = b"\r\n.\r\n"
-# What may turn out to be a terminator, a CRLF, or a bare LF with its dot, longest first.
-_UNDECIDED = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r", b"\n")
+# What may turn out to be a terminator, a CRLF, or a bare LF with a dot around it, longest first.
+_UNDECIDED = (b"\r\n.\r", b"\r\n.\n", b"\r\n.", b"\r\n", b"\r", b"\n")
 
 _find_strict_offence = re.compile(rb"\0|\r(?!\n)|(?<!\r)\n").search
 _find_offence = re.compile(rb"\0|\r(?!\n)").search

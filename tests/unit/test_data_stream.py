@@ -96,6 +96,7 @@ texts = st.lists(pieces, max_size=14).map(b"".join)
 
 @given(texts, st.lists(st.integers(1, 40), max_size=12), st.booleans(), st.sampled_from([0, 3, 7, 1000]))
 @example(b".\r\n", [1, 2], True, 1000)
+@example(b"\r\n.\n", [4], True, 1000)
 @example(b"x\r\n.\r\nQUIT\r\n", list(range(1, 12)), False, 1000)
 def test_every_split_gives_what_the_obvious_reader_gives(
     text: bytes, splits: list[int], bare_lf_allowed: bool, size_max: int
