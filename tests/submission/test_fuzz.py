@@ -1,0 +1,125 @@
+"""Sessions at random: whatever a client sends, however it is cut, we keep our word.
+
+Held against each: every reply is well formed, nothing but replies is said, what is answered "queued" is in
+the queue once and as it was sent, what is not is not; and (by the room itself) no exception, no task, no
+place in the queue is left.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.support.submission_room import Client, Room, configuration
+
+COMMANDS = st.sampled_from(
+    [
+        b"EHLO device",
+        b"HELO device",
+        b"HELO ",
+        b"EHLO",
+        b"MAIL FROM:<a@office.example>",
+        b"MAIL FROM:<> SIZE=10 BODY=8BITMIME",
+        b"MAIL FROM:<a@office.example> SMTPUTF8",
+        b"MAIL FROM:",
+        b"MAIL",
+        b"RCPT TO:<b@other.example>",
+        b"RCPT TO:<\xc3\xa9@other.example>",
+        b"RCPT TO:<",
+        b"DATA",
+        b"DATA x",
+        b"RSET",
+        b"NOOP",
+        b"VRFY x",
+        b"HELP",
+        b"AUTH PLAIN AGEAYg==",
+        b"AUTH",
+        b"EXPN",
+        b"QUIT now",
+        b"BDAT 1",
+        b".",
+        b"",
+    ]
+)
+LINES = st.sampled_from(
+    [b"Subject: s", b"From: a@office.example", b" folded", b"", b"text", b"..", b"Date: x"]
+)
+MESSAGES = st.lists(LINES, max_size=5).map(lambda lines: b"".join(line + b"\r\n" for line in lines) + b".")
+ODD = st.one_of(
+    st.binary(max_size=30),
+    st.sampled_from(
+        [b"\r", b"\n", b"\0", b"a\nb", b"a\rb", b"\r\n.", b"x" * 600, b"x" * 13_000, b"\xff" * 40]
+    ),
+)
+TRANSACTION = st.just(b"EHLO d\r\nMAIL FROM:<a@office.example>\r\nRCPT TO:<b@other.example>\r\nDATA")
+PIECES = st.lists(st.one_of(COMMANDS, COMMANDS, TRANSACTION, MESSAGES, ODD), max_size=14)
+ENDS = st.sampled_from([b"\r\nQUIT\r\n", b"\r\n.\r\nQUIT\r\n", b""])
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    directory = tmp_path_factory.mktemp("fuzz")
+    with Room(configuration(directory), log_directory=directory / "log") as opened:
+        yield opened
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(PIECES, ENDS, st.lists(st.integers(0, 4000), max_size=6))
+@example([b"EHLO d\r\nMAIL FROM:<a@b>\r\nRCPT TO:<b@c>\r\nDATA\r\n."], b"\r\nQUIT\r\n", [])
+def test_a_session(room: Room, pieces: list[bytes], end: bytes, cuts: list[int]) -> None:
+    said = b"\r\n".join(pieces) + end
+    before = len(room.queued)
+    with Client(room.port) as client:
+        for start, stop in _parts(len(said), cuts):
+            try:
+                client.send(said[start:stop])
+            except (BrokenPipeError, ConnectionResetError):
+                break
+        with suppress(OSError):
+            client.socket.shutdown(socket.SHUT_WR)
+        heard = client.rest()
+    lines = heard.split(b"\r\n")
+    assert lines.pop() == b"" and lines[0].startswith(b"220 ")
+    assert all(re.fullmatch(rb"[2-5][0-9]{2}[ -][ -~]*", line) for line in lines), heard
+    promised = re.findall(rb"(?m)^250 2\.0\.0 queued as (\S+)\r$", heard)
+    kept = room.queued[before:]
+    assert [envelope.queue_id.encode() for envelope, _ in kept] == promised
+    for envelope, content in kept:
+        assert envelope.message_size_bytes == len(content)
+        header, body = content[: envelope.header_size_bytes], content[envelope.header_size_bytes :]
+        assert header.startswith(b"Received: from ") and header.endswith(b"\r\n\r\n")
+        assert not body or body.endswith(b"\r\n")
+        assert not re.search(rb"\r(?!\n)|(?<!\r)\n|\0|\r\n\.\r\n", content)
+
+
+def _parts(size: int, cuts: list[int]) -> Iterator[tuple[int, int]]:
+    marks = sorted({0, size, *(cut for cut in cuts if cut < size)})
+    yield from pairwise(marks)
+
+
+LINE = st.binary(max_size=40).map(lambda line: re.sub(rb"[\r\n\0]", b"?", line))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(LINE, max_size=20), st.lists(st.integers(0, 500), max_size=4))
+def test_what_is_accepted_is_what_is_queued(room: Room, lines: list[bytes], cuts: list[int]) -> None:
+    """The body comes out octet by octet as it went in (and dot-stuffed, as it stays in the queue)."""
+    stuffed = b"".join((b"." + line if line[:1] == b"." else line) + b"\r\n" for line in lines)
+    before = len(room.queued)
+    with Client(room.port) as client:
+        client.greeted().ask("MAIL FROM:<a@office.example>", "RCPT TO:<b@other.example>", "DATA")
+        said = b"Subject: s\r\n\r\n" + stuffed + b".\r\n"
+        for start, stop in _parts(len(said), cuts):
+            client.send(said[start:stop])
+        assert client.reply().startswith("250 ")
+    envelope, content = room.queued[before]
+    assert content[envelope.header_size_bytes :] == stuffed
+    assert content[: envelope.header_size_bytes].endswith(b"Subject: s\r\n\r\n")
+    assert (envelope.body_type == "7BIT") == stuffed.isascii()
