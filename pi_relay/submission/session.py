@@ -325,11 +325,13 @@ class Session(Connection):
         try:
             while True:
                 piece = stream.feed(buffer)
+                undecided_bytes = len(buffer)
                 await transaction.take(piece, origin, last=stream.finished)
                 if stream.finished:
                     break
-                await self.more(pace.deadline(stream.size_bytes))
-                pace.resumed()
+                if len(buffer) == undecided_bytes:  # else more has come while the queue wrote
+                    await self.more(pace.deadline(stream.size_bytes))
+                    pace.resumed()
             self._check_size(transaction, stream.size_bytes)
             await transaction.commit(origin, eight_bit=stream.eight_bit)
         except (Refused, QueueRefusal):
