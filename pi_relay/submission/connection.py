@@ -247,18 +247,17 @@ class Connection(SMTP):
 
     # ── TLS and PROXY ────────────────────────────────────────────────────────────────────────────
 
-    async def start_tls(self, context: ssl.SSLContext) -> None:
-        """Go on inside TLS. GoodBye where the handshake fails or takes too long."""
+    async def start_tls(self, context: ssl.SSLContext, *, leading: bytes = b"") -> None:
+        """Go on inside TLS. GoodBye where the handshake fails or takes too long.
+
+        ``leading``: bytes of the handshake that have come already. Everything else that came in clear is
+        dropped: it must never be answered inside TLS (RFC 3207 6).
+        """
         self.write()
-        # What came in clear behind STARTTLS must never be answered inside TLS (RFC 3207 6).
         self.buffer.clear()
         self.deadline = self.loop.time() + TLS_HANDSHAKE_SECONDS + FLUSH_SECONDS
         try:
-            transport = self.transport and await self.loop.start_tls(
-                self.transport, self, context, server_side=True, ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS
-            )
-            if transport is None:
-                raise ConnectionAbortedError("the client went away")
+            transport = await self._shake_hands(context, leading)
         except OSError as error:
             words = getattr(error, "reason", None) or error
             self.note_refusal(Refused(replies.NO_HANDSHAKE, f"TLS handshake: {words}"))
@@ -267,6 +266,29 @@ class Connection(SMTP):
         self.transport = self._transport = self._reader._transport = self._writer._transport = transport
         self._over_ssl = True
         self.tls = transport.get_extra_info("ssl_object").version() or "TLS"
+
+    async def _shake_hands(self, context: ssl.SSLContext, leading: bytes) -> asyncio.Transport:
+        """The transport inside TLS. OSError where it comes to nothing."""
+        clear = self.transport
+        if clear is None:
+            raise ConnectionAbortedError("the client went away")
+        clear.pause_reading()  # what comes from now on is for TLS to read
+        handshake = self.loop.create_task(
+            self.loop.start_tls(
+                clear, self, context, server_side=True, ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS
+            )
+        )
+        if leading:
+            await asyncio.sleep(0)  # it puts its protocol in the place of ours,
+            await asyncio.sleep(0)  # begins, and reads on: what came before is its to see first
+            protocol = clear.get_protocol()
+            assert isinstance(protocol, asyncio.BufferedProtocol)
+            protocol.get_buffer(len(leading))[: len(leading)] = leading  # type: ignore[index]
+            protocol.buffer_updated(len(leading))
+        transport = await handshake
+        if transport is None:
+            raise ConnectionAbortedError("the client went away")
+        return transport
 
     async def proxied_address(self) -> str | None:
         """The client's address as the PROXY header before all else tells it (v1 or v2).

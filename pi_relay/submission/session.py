@@ -135,7 +135,8 @@ class Session(Connection):
             context = self._tls_context()
             if context is None:
                 raise GoodBye
-            await self.start_tls(context)
+            # Behind a PROXY header the client's own first words may have come in the same packet.
+            await self.start_tls(context, leading=bytes(self.buffer))
         self.answer(self._terms.greeting)
         idle_timeout_seconds = self._service.config.submission.idle_timeout_seconds
         while True:
