@@ -388,6 +388,20 @@ def test_without_a_proper_proxy_header_nothing_is_said(
     room.assert_nothing_is_left()
 
 
+@pytest.mark.parametrize("size_bytes", [1, 6000, 40_000, 100_000])
+def test_a_proxy_header_with_no_handshake_behind_it(
+    size_bytes: int, open_room: OpenRoom, tmp_path: Path
+) -> None:
+    listener = Listener("127.0.0.1", free_port(), tls="implicit", proxy_protocol=True)
+    room = open_room(configuration(tmp_path, listener))
+    for garbage in (b"x" * size_bytes, b"\x16\x03\x01\x3f\xff" + b"x" * size_bytes):
+        with Client(room.port) as client:
+            client.send(version_2("127.0.0.1") + garbage)
+            client.socket.shutdown(socket.SHUT_WR)
+            client.rest()
+    room.assert_nothing_is_left()
+
+
 def test_networks_may_widen_by_the_file(open_room: OpenRoom, tmp_path: Path) -> None:
     listener = Listener("127.0.0.1", free_port(), proxy_protocol=True)
     submission = replace(SUBMISSION, networks=("203.0.113.0/24",))

@@ -8,6 +8,7 @@ unhandled, none stands in the mail log, and no task, no session and no reserved 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import threading
@@ -151,6 +152,7 @@ class Room:
         if kind is None:
             assert not self.problems, self.problems
             assert not self.defects(), self.defects()
+            assert not re.search(rb"[\0-\x09\x0b-\x1f\x7f]", self.raw_log()), self.raw_log()
 
     async def _run(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
@@ -200,7 +202,7 @@ class Room:
         async def count() -> int:
             return sum(not timer.cancelled() for timer in self._loop._scheduled)  # type: ignore[attr-defined]
 
-        return self.run(count()) - 0
+        return self.run(count())
 
     def log(self) -> list[dict[str, str]]:
         """The events of the mail log so far."""
