@@ -272,20 +272,12 @@ class Connection(SMTP):
         clear = self.transport
         if clear is None:
             raise ConnectionAbortedError("the client went away")
-        clear.pause_reading()  # what comes from now on is for TLS to read
-        handshake = self.loop.create_task(
-            self.loop.start_tls(
-                clear, self, context, server_side=True, ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS
-            )
-        )
         if leading:
-            await asyncio.sleep(0)  # it puts its protocol in the place of ours,
-            await asyncio.sleep(0)  # begins, and reads on: what came before is its to see first
-            protocol = clear.get_protocol()
-            assert isinstance(protocol, asyncio.BufferedProtocol)
-            protocol.get_buffer(len(leading))[: len(leading)] = leading  # type: ignore[index]
-            protocol.buffer_updated(len(leading))
-        transport = await handshake
+            # In the turn after the one in which TLS takes the transport over, and before it reads from it.
+            self.loop.call_soon(self.loop.call_soon, _hand_on, clear, leading)
+        transport = await self.loop.start_tls(
+            clear, self, context, server_side=True, ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS
+        )
         if transport is None:
             raise ConnectionAbortedError("the client went away")
         return transport
@@ -306,6 +298,17 @@ class Connection(SMTP):
             return None
         source = proxied.src_addr if proxied.protocol == PROTO.STREAM else None
         return str(source) if isinstance(source, IPv4Address | IPv6Address) else ""
+
+
+def _hand_on(transport: asyncio.Transport, data: bytes) -> None:
+    """Let the transport's protocol have ``data`` as if it had just come."""
+    protocol: Any = transport.get_protocol()
+    while data and not transport.is_closing():
+        room = protocol.get_buffer(len(data))
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]
 
 
 def line_of(reply: Reply) -> bytes:
