@@ -170,7 +170,7 @@ class Session(Connection):
         verb, _, argument = line.partition(b" ")
         command = _COMMANDS.get(verb.upper())
         if command is None:
-            raise Refused(replies.NOT_SMTP if verb.upper() in _OTHER_PROTOCOLS else replies.UNKNOWN_COMMAND)
+            raise Refused(replies.NOT_SMTP if _is_of_other_protocol(verb) else replies.UNKNOWN_COMMAND)
         obey, size_max_bytes = command
         if len(line) + 2 > size_max_bytes:
             raise Refused(replies.LINE_TOO_LONG)
@@ -527,6 +527,12 @@ _MECHANISMS: dict[bytes, Callable[[Session, bytes | None], Awaitable[tuple[str, 
 }
 # What other programs open with, when they were given our port or made to talk to it.
 _OTHER_PROTOCOLS = frozenset({b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PRI", b"USER"})
+
+
+def _is_of_other_protocol(verb: bytes) -> bool:
+    # A field of HTTP counts too: a request line that is too long for us hides its verb.
+    return verb.upper() in _OTHER_PROTOCOLS or verb.endswith(b":")
+
 
 _MAIL_PARAMETERS: dict[str, Callable[[str], object]] = {
     "SIZE": re.compile(r"[0-9]{1,20}").fullmatch,  # RFC 1870

@@ -85,6 +85,32 @@ def test_commands_that_lead_nowhere_have_an_end(open_room: OpenRoom) -> None:
         assert len(said) < 100_000
 
 
+@pytest.mark.parametrize("path", [b"/", b"/" + b"x" * 600, b"/" + b"x" * 200_000])
+def test_a_browser_that_is_made_to_post_mail_gets_nowhere(path: bytes, open_room: OpenRoom) -> None:
+    room = open_room()
+    fields = b"Host: relay:25\r\nUser-Agent: x\r\nContent-Type: text/plain\r\n\r\n"
+    mail = b"EHLO x\r\nMAIL FROM:<a@office.example>\r\nRCPT TO:<b@other.example>\r\nDATA\r\n\r\n.\r\n"
+    with room.client() as client:
+        client.send(b"POST " + path + b" HTTP/1.1\r\n" + fields + mail)
+        said = client.rest()
+        assert b"354" not in said
+        assert said.splitlines()[-1].startswith(b"421 ")
+    assert room.queued == []
+
+
+def test_our_own_defect_is_told_as_such_and_ends_one_session_only(open_room: OpenRoom) -> None:
+    room = open_room()
+    room.refuse_at = "defect"
+    with room.client().greeted() as client, room.client().greeted() as other:
+        client.send(b"MAIL FROM:<a@office.example>\r\n")
+        assert client.reply()[:3] in ("421", "451")
+        assert client.rest() == b""
+        assert other.ask("NOOP").startswith("250 ")
+    wait_until(lambda: room.defects(), 5, "the traceback in the log")
+    assert any("RuntimeError" in event.get("line", "") for event in room.defects())
+    room.refuse_at, room.defects = "", lambda: []  # type: ignore[method-assign]
+
+
 def test_a_queue_that_is_full_for_long_drives_nobody_away(open_room: OpenRoom) -> None:
     """A device that tries again on the same connection is no attacker."""
     room = open_room()

@@ -113,7 +113,7 @@ class Room:
         self.queued: list[tuple[Envelope, bytes]] = []
         self.open = self.aborted = self.committing = self.written_bytes = 0
         self.keep_content = True
-        self.refuse_at = ""  # "begin", "write", "commit"
+        self.refuse_at = ""  # "begin", "write", "commit"; "defect": an exception of no kind that is expected
         self.problems: list[dict[str, Any]] = []  # what the loop could not give to anybody
         self._context = context
         self._begin = begin or self._note
@@ -173,6 +173,8 @@ class Room:
     def _note(self, declared_size_bytes: int | None) -> IncomingMessage:
         if self.refuse_at == "begin":
             raise QueueRefusal(QUEUE_FULL)
+        if self.refuse_at == "defect":
+            raise RuntimeError("a defect of our own")
         self.open += 1
         self._next_id += 1
         return NotedMessage(self, f"{self._next_id:012d}")
