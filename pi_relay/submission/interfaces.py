@@ -1,7 +1,8 @@
-"""Which networks are "local", as the machine's interfaces are now (docs/flow.md, "Who may submit").
+"""Which networks are "local", as the machine's interfaces are now.
 
-Rules: asked of the kernel by rtnetlink(7) when a connection comes, and believed for a few seconds: DHCP comes
-late, and an idle box asks nothing. Where the kernel does not answer, only loopback is local: never more.
+Rules: loopback always; of each interface that is up and no tunnel or container's bridge its IPv4 prefix where
+that is private (RFC 1918), and then its on-link IPv6 prefixes and fe80::/10 too. A public address adds
+nothing, 100.64.0.0/10 never counts. Where the kernel does not answer, only loopback is local: never more.
 It must not know what being local entitles to.
 """
 
@@ -9,9 +10,12 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from pi_relay.submission import netlink
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -54,12 +58,13 @@ class Route:
 
 
 def read_local_networks() -> LocalNetworks:
-    """What is local now. OSError where the kernel does not answer (no netlink in a sandbox)."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.settimeout(1.0)
-        links = [_link(data) for data in _dump(netlink, _RTM_GETLINK, _LINK.size)]
-        addresses = [_interface_address(data) for data in _dump(netlink, _RTM_GETADDR, _ADDRESS.size)]
-        routes = [route for data in _dump(netlink, _RTM_GETROUTE, _ROUTE.size) for route in _route(data)]
+    """What is local now. OSError where the kernel does not answer, or not as we know it."""
+    try:
+        links = [_link(data) for data in netlink.dump(netlink.GET_LINK, _LINK.size)]
+        addresses = [_interface_address(data) for data in netlink.dump(netlink.GET_ADDRESS, _ADDRESS.size)]
+        routes = [route for data in netlink.dump(netlink.GET_ROUTE, _ROUTE.size) for route in _route(data)]
+    except (LookupError, ValueError, struct.error) as error:
+        raise OSError(f"the kernel's answer is not understood: {error}") from error
     return judge(links, addresses, routes)
 
 
@@ -107,18 +112,12 @@ def _is_inner_bridge(link: Link, links: list[Link]) -> bool:
     return link.kind == "bridge" and all(port.kind in ("veth", "tun") for port in ports)
 
 
-# ── rtnetlink(7) ─────────────────────────────────────────────────────────────────────────────────
+# ── the kernel's answers ─────────────────────────────────────────────────────────────────────────
 
-_RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST_DUMP = 0x0001 | 0x0300
-_MESSAGE = struct.Struct("=IHHII")  # length, type, flags, sequence, port
-_ATTRIBUTE = struct.Struct("=HH")  # length, type
 _LINK = struct.Struct("=BxHiII")  # family, hardware, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, destination and source length, tos, table, ..., type, flags
 _NEXT_HOP = struct.Struct("=HBBi")  # length, flags, hops, index
-_ATTRIBUTE_TYPE = 0x3FFF  # the two bits above say "nested" and "network byte order"
 _IFF_UP = 1
 _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 10, 18, 1
 _IFA_ADDRESS = 1
@@ -126,47 +125,14 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH = 1, 4, 5, 9
 _RTN_UNICAST = 1
 
 
-def _dump(netlink: socket.socket, kind: int, body_size: int) -> Iterator[bytes]:
-    """The payloads of the kernel's answer to "which ones are there?"."""
-    netlink.send(
-        _MESSAGE.pack(_MESSAGE.size + body_size, kind, _NLM_F_REQUEST_DUMP, kind, 0) + bytes(body_size)
-    )
-    while True:
-        data = netlink.recv(1 << 18)
-        offset = 0
-        while offset < len(data):
-            length, answer, *_ = _MESSAGE.unpack_from(data, offset)
-            if answer == _NLMSG_ERROR:
-                raise OSError("the kernel does not tell its interfaces")
-            if answer == _NLMSG_DONE:
-                return
-            yield data[offset + _MESSAGE.size : offset + length]
-            offset += _aligned(length)
-
-
-def _attributes(data: bytes, offset: int) -> dict[int, bytes]:
-    found = {}
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind & _ATTRIBUTE_TYPE] = data[offset + _ATTRIBUTE.size : offset + length]
-        offset += _aligned(length)
-    return found
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
-
-
 def _number(data: bytes) -> int:
-    return int.from_bytes(data, "little" if struct.pack("=H", 1) == b"\x01\x00" else "big")
+    return int.from_bytes(data, sys.byteorder)
 
 
 def _link(data: bytes) -> Link:
     _, hardware, index, flags, _ = _LINK.unpack_from(data)
-    attributes = _attributes(data, _LINK.size)
-    kind = _attributes(attributes.get(_IFLA_LINKINFO, b""), 0).get(_IFLA_INFO_KIND, b"")
+    attributes = netlink.attributes(data, _LINK.size)
+    kind = netlink.attributes(attributes.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")
     return Link(
         index=index,
         up=bool(flags & _IFF_UP),
@@ -178,7 +144,7 @@ def _link(data: bytes) -> Link:
 
 def _interface_address(data: bytes) -> tuple[int, Network]:
     _, prefix_length, _, _, index = _ADDRESS.unpack_from(data)
-    address = _attributes(data, _ADDRESS.size)[_IFA_ADDRESS]
+    address = netlink.attributes(data, _ADDRESS.size)[_IFA_ADDRESS]
     return index, ip_network((address, prefix_length), strict=False)
 
 
@@ -186,7 +152,7 @@ def _route(data: bytes) -> Iterator[Route]:
     family, length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(data)
     if family not in (socket.AF_INET, socket.AF_INET6) or kind != _RTN_UNICAST:
         return
-    attributes = _attributes(data, _ROUTE.size)
+    attributes = netlink.attributes(data, _ROUTE.size)
     nothing = bytes(4 if family == socket.AF_INET else 16)
     destination = ip_network((attributes.get(_RTA_DST, nothing), length), strict=False)
     gateways = [attributes[_RTA_GATEWAY]] if _RTA_GATEWAY in attributes else []
@@ -204,7 +170,7 @@ def _gateways_of_several(data: bytes) -> Iterator[bytes]:
         length, *_ = _NEXT_HOP.unpack_from(data, offset)
         if length < _NEXT_HOP.size:
             return
-        gateway = _attributes(data[offset : offset + length], _NEXT_HOP.size).get(_RTA_GATEWAY)
+        gateway = netlink.attributes(data[offset : offset + length], _NEXT_HOP.size).get(_RTA_GATEWAY)
         if gateway:
             yield gateway
-        offset += _aligned(length)
+        offset += netlink.aligned(length)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
+import sys
 from ipaddress import ip_address, ip_network
+
+import pytest
 
 from pi_relay.submission.interfaces import (
     LOOPBACK,
@@ -96,3 +101,51 @@ def test_the_kernel_says_what_ip_says() -> None:
     ).stdout
     gateways = {line.split()[2] for line in said.splitlines() if line.startswith("default via")}
     assert gateways <= {str(gateway) for gateway in local.gateways}
+
+
+_OTHER_MACHINE = """
+set -e
+ip link set lo up
+ip link add office type veth peer name cable
+ip link set office up; ip link set cable up
+ip address add 192.168.7.2/24 dev office
+ip address add 2001:db8:7::2/64 dev office nodad
+ip route add default via 192.168.7.1
+ip link add docker0 type bridge; ip link set docker0 up
+ip address add 172.17.0.1/16 dev docker0
+ip link add spare type veth peer name unused
+ip address add 10.9.9.1/24 dev spare
+ip link add public type veth peer name uplink
+ip link set public up; ip link set uplink up
+ip address add 203.0.113.2/24 dev public
+ip address add 2001:db8:8::2/64 dev public nodad
+"""
+_TELL = """
+import json
+from pi_relay.submission.interfaces import read_local_networks
+local = read_local_networks()
+networks, gateways = (list(map(str, found)) for found in (local.networks, local.gateways))
+print(json.dumps([networks, sorted(local.link_local_interfaces), gateways]))
+"""
+
+
+def test_a_machine_with_a_bit_of_everything() -> None:
+    """In a network namespace of its own."""
+    script = f'{_OTHER_MACHINE}\ncat /sys/class/net/office/ifindex\n"$0" -c "$1"'
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not installed")
+    namespace = ["unshare", "--map-root-user", "--net", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces here")
+    mounted = f"mount -t sysfs sysfs /sys\n{script}"
+    ended = subprocess.run(
+        [*namespace, "sh", "-c", mounted, sys.executable, _TELL], capture_output=True, text=True, timeout=60
+    )
+    if "Unknown device type" in ended.stderr or "not supported" in ended.stderr:
+        pytest.skip(ended.stderr)
+    assert ended.returncode == 0, ended.stderr
+    office, told = ended.stdout.splitlines()
+    networks, link_local, gateways = json.loads(told)
+    assert set(networks) == {"127.0.0.0/8", "::1/128", "192.168.7.0/24", "2001:db8:7::/64"}
+    assert link_local == [int(office)]
+    assert gateways == ["192.168.7.1"]
