@@ -155,14 +155,14 @@ def rebuild(log: list[tuple[Any, ...]], target: Path, unsynced: Unsynced, seed: 
                     pending_names.remove(change)
     for change in pending_names[: _how_many(unsynced, len(pending_names), choices)]:
         _rename(names, change)
-    for name, inode in sorted(names.items()):
+    for name, held in sorted(names.items()):
         if not (target / name).parent.is_dir():
             continue  # its folder is lost
-        if inode is None:
+        if held is None:
             (target / name).mkdir(mode=0o700)
             continue
-        content = bytearray(inodes[inode].content)
-        for offset, data in _surviving(inodes[inode].pending, unsynced, choices):
+        content = bytearray(inodes[held].content)
+        for offset, data in _surviving(inodes[held].pending, unsynced, choices):
             _put(content, offset, data)
         (target / name).write_bytes(content)
 
