@@ -12,18 +12,18 @@ import gc
 import os
 import signal
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
-from pi_relay import __version__, maillog, state
+from pi_relay import __version__, maillog
 from pi_relay.config import Config, ConfigInvalid, Finding, check, in_words
 from pi_relay.control import SOCKET_NAME, ControlServer
 from pi_relay.delivery import Delivery
+from pi_relay.folders import runtime_directory, state_directory
 from pi_relay.model import IncomingMessage
 from pi_relay.operations import Operations
 from pi_relay.queue.manager import Manager
 from pi_relay.queue.store import Store, StoreLocked
+from pi_relay.state import Clock
 from pi_relay.submission.certificates import CertificateError, Certificates
 from pi_relay.submission.server import ListenerError, Server
 
@@ -36,18 +36,17 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION = 0, 1, 3
 class Relay:
     """The parts of a running relay."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock: Clock) -> None:
         self.config = config
-        self._started_at = time.monotonic()
+        self._clock = clock
         self._chores: asyncio.Task[None] | None = None
-        self._last_known_time = state.last_known_time(state.state_directory())
         queue = config.queue
         self.store = Store(
             queue.directory,
             size_max_bytes=queue.size_max_bytes,
             free_space_min_bytes=queue.free_space_min_bytes,
         )
-        self.certificates = Certificates(config, state.state_directory())
+        self.certificates = Certificates(config, state_directory())
         self.delivery = Delivery(config, on_hop_changed=self._hop_changed)
         self.manager = Manager(
             self.store,
@@ -59,7 +58,7 @@ class Relay:
         )
         self.server = Server(config, begin=self.begin, tls_context=self.certificates.context)
         operations = Operations(self, reload=self.reload)
-        self.control = ControlServer(state.runtime_directory() / SOCKET_NAME, operations.handlers())
+        self.control = ControlServer(runtime_directory() / SOCKET_NAME, operations.handlers())
 
     def begin(self, declared_size_bytes: int | None) -> IncomingMessage:
         return self.store.begin(declared_size_bytes)
@@ -112,24 +111,17 @@ class Relay:
         await self.delivery.reconfigure(config)
         self.manager.reconfigure(config)
         await self.server.reconfigure(config)
-        open_log(config)
+        open_log(config, self._clock)
         return findings
 
     def clock_is_wrong(self) -> bool:
-        """Whether the clock must not be believed now (docs/flow.md, "Time")."""
-        running_seconds = time.monotonic() - self._started_at
-        return state.clock_is_wrong(
-            time.time(),
-            last_known=self._last_known_time,
-            is_synchronised=state.clock_is_synchronised(),
-            running_seconds=running_seconds,
-        )
+        return self._clock.is_wrong()
 
 
-async def _serve(config: Config) -> int:
+async def _serve(config: Config, clock: Clock) -> int:
     """Run until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
-    relay = Relay(config)
+    relay = Relay(config, clock)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -186,8 +178,10 @@ def _notify(message: str) -> None:
         SystemdNotifier().notify(message)
 
 
-def open_log(config: Config) -> None:
-    maillog.open_log(state.state_directory() / "log", config.log, stderr=True)
+def open_log(config: Config, clock: Clock) -> None:
+    """Old log files are deleted only by a clock that can be believed."""
+    directory = state_directory() / "log"
+    maillog.open_log(directory, config.log, stderr=True, clock_is_right=lambda: not clock.is_wrong())
 
 
 def run(path: Path) -> int:
@@ -198,8 +192,9 @@ def run(path: Path) -> int:
     if config is None:
         return EXIT_BAD_CONFIGURATION
     try:
-        state.state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
-        open_log(config)
+        state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+        clock = Clock(state_directory())
+        open_log(config, clock)
     except OSError as problem:
         print(f"pi-relay: {problem}", file=sys.stderr)
         return EXIT_FAILED
@@ -207,15 +202,7 @@ def run(path: Path) -> int:
     gc.collect()
     gc.freeze()
     try:
-        return asyncio.run(_serve(config))
+        return asyncio.run(_serve(config, clock))
     finally:
-        _note_time()
+        clock.note()
         maillog.close_log()
-
-
-def _note_time() -> None:
-    """A clock that runs backwards must not be taken for a good one at the next start."""
-    directory, now = state.state_directory(), time.time()
-    if now > state.last_known_time(directory):
-        with suppress(OSError):
-            state.note_time(directory, now)

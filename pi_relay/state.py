@@ -11,20 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
-
-from .config import runtime_directory, state_directory
-
-__all__ = [
-    "CLOCK_PATIENCE_SECONDS",
-    "clock_is_synchronised",
-    "clock_is_wrong",
-    "last_known_time",
-    "note_time",
-    "runtime_directory",
-    "state_directory",
-    "write_durably",
-]
 
 # How long a clock that nobody synchronises is distrusted: then a box without Internet works all the same.
 CLOCK_PATIENCE_SECONDS = 600.0
@@ -84,6 +72,31 @@ def _build_time() -> float:
     with contextlib.suppress(OSError):
         return Path(__file__).stat().st_mtime
     return 0.0
+
+
+class Clock:
+    """Whether the clock of this box can be believed, judged from the start of the process on."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._last_known = last_known_time(directory)
+        self._started_at = time.monotonic()
+
+    def is_wrong(self) -> bool:
+        now = time.time()
+        return now < self._last_known and clock_is_wrong(
+            now,
+            last_known=self._last_known,
+            is_synchronised=clock_is_synchronised(),
+            running_seconds=time.monotonic() - self._started_at,
+        )
+
+    def note(self) -> None:
+        """At a stop: the next start knows at least this time. A clock that is behind notes nothing."""
+        now = time.time()
+        if now > self._last_known:
+            with contextlib.suppress(OSError):
+                note_time(self._directory, now)
 
 
 def clock_is_synchronised() -> bool:

@@ -35,7 +35,6 @@ from .data import (
 )
 from .findings import ConfigInvalid, Finding, Report, Severity, in_words
 from .kinds import Wrong
-from .machine import runtime_directory, state_directory
 from .reading import read
 from .rules import RULES
 from .schema import NOT_YET
@@ -63,9 +62,7 @@ __all__ = [
     "check",
     "in_words",
     "load",
-    "runtime_directory",
     "secret_files",
-    "state_directory",
 ]
 
 _FILE_SIZE_MAX_BYTES = 1024 * 1024

@@ -1,4 +1,4 @@
-"""What the configuration has to know of the machine: folders, name, own addresses, the queue's partition.
+"""What the configuration has to know of the machine: its name, own addresses, the queue's partition.
 
 Rules: quick answers only; never a question to the network, for DNS may hang while a box starts. It must
 not know the keys of the file.
@@ -11,9 +11,6 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-
-STATE_DIRECTORY = Path("/var/lib/pi-relay")
-RUNTIME_DIRECTORY = Path("/run/pi-relay")
 
 # Where a power cut may undo what was synced, or where nothing is ever synced.
 _FORGETFUL = {
@@ -31,21 +28,6 @@ _FORGETFUL = {
     "overlay": "an overlay",
     "aufs": "an overlay",
 }
-
-
-def state_directory() -> Path:
-    """Certificates, counters, logs: $STATE_DIRECTORY (of several, the first), else /var/lib/pi-relay."""
-    return _from_environment("STATE_DIRECTORY", STATE_DIRECTORY)
-
-
-def runtime_directory() -> Path:
-    """The control socket: $RUNTIME_DIRECTORY (of several, the first), else /run/pi-relay."""
-    return _from_environment("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY)
-
-
-def _from_environment(name: str, default: Path) -> Path:
-    first = os.environ.get(name, "").partition(":")[0]
-    return Path(first) if first else default
 
 
 def full_name(hosts: Path = Path("/etc/hosts")) -> str:

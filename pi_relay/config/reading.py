@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pi_relay.folders import state_directory
+
 from . import data, machine, secret_files
 from .findings import KeyPath, Report
 from .kinds import Wrong, looks_like_address, type_words
@@ -236,7 +238,7 @@ class _Reader:
 
     def _queue(self) -> data.Queue:
         values = self._single(QUEUE)
-        values.setdefault("directory", machine.state_directory().absolute() / "queue")
+        values.setdefault("directory", state_directory().absolute() / "queue")
         if "size_max_bytes" not in values:
             partition = machine.partition_of(values["directory"])
             half = partition.size_bytes // 2 if partition else SIZE_MAX_DEFAULT_BYTES

@@ -14,7 +14,7 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pi_relay import config
+from pi_relay import config, folders
 from pi_relay.config import Config, ConfigInvalid, Listener, check, kinds, load, machine, schema
 from pi_relay.config.locate import Locator
 from pi_relay.config.reference import example, reference
@@ -428,11 +428,11 @@ def test_a_pipe_for_a_password_does_not_hang(folder: Path) -> None:
 def test_folders_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STATE_DIRECTORY", "/a:/b")
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/c")
-    assert (machine.state_directory(), machine.runtime_directory()) == (Path("/a"), Path("/c"))
+    assert (folders.state_directory(), folders.runtime_directory()) == (Path("/a"), Path("/c"))
     monkeypatch.delenv("STATE_DIRECTORY")
     monkeypatch.setenv("RUNTIME_DIRECTORY", "")
-    assert machine.state_directory() == Path("/var/lib/pi-relay")
-    assert machine.runtime_directory() == Path("/run/pi-relay")
+    assert folders.state_directory() == Path("/var/lib/pi-relay")
+    assert folders.runtime_directory() == Path("/run/pi-relay")
 
 
 def named(monkeypatch: pytest.MonkeyPatch, own: str) -> None:
