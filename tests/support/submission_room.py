@@ -242,6 +242,7 @@ class Client:
     def __init__(self, port: int, *, source: str = "", timeout_seconds: float = 15.0) -> None:
         """``source``: the address that a PROXY header claims, "" for no such header."""
         self.socket: socket.socket = socket.create_connection(("127.0.0.1", port), timeout_seconds)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a packet for each piece
         self.received = b""
         if source:
             self.send(f"PROXY TCP4 {source} 127.0.0.1 40000 {port}\r\n".encode())
