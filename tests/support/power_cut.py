@@ -70,12 +70,17 @@ def disks_after(
                         _apply(image.fileno(), write.offset, write.data)
                     uncertain.clear()
                 record = next(remaining, None)
-        with _mounted(_cut_image(flushed, uncertain, scratch, chance), scratch / "after") as mount_point:
+        # A file of its own for each cut: a loop device that is slow to go would be used again for the same
+        # file, with the pages of the cut before.
+        cut_image = scratch / f"cut-{cut}.img"
+        _lay_out(cut_image, flushed, uncertain, chance)
+        with _mounted(cut_image, scratch / "after") as mount_point:
             yield cut, mount_point
+        cut_image.unlink()
 
 
-def _cut_image(flushed: Path, uncertain: Sequence[Record], scratch: Path, chance: random.Random) -> Path:
-    image_path = scratch / "cut.img"
+def _lay_out(image_path: Path, flushed: Path, uncertain: Sequence[Record], chance: random.Random) -> None:
+    """What was flushed, and of what was sent since: nothing, all, or a part, one write of it torn."""
     subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(flushed), str(image_path)], check=True)
     kept_share = chance.choice((0.0, 0.5, 0.9, 1.0))
     kept = [write for write in uncertain if chance.random() < kept_share]
@@ -86,7 +91,6 @@ def _cut_image(flushed: Path, uncertain: Sequence[Record], scratch: Path, chance
                 _tear(image.fileno(), write, chance)
             else:
                 _apply(image.fileno(), write.offset, write.data)
-    return image_path
 
 
 def _tear(descriptor: int, write: Record, chance: random.Random) -> None:
