@@ -213,6 +213,7 @@ class Manager:
             self._settle_down(record)
             if record.park is not None:
                 self._say_passed_over(envelope, record)
+                self._store.let_go(queue_id)
 
     def hop_changed(self, name: str) -> None:
         """A next hop is paused, may be probed, or is open again."""

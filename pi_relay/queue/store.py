@@ -509,8 +509,17 @@ class Store:
         self._mover.task(queue_id, None).gone = True
         self._mover.wake(urgent=False)
 
+    def let_go(self, queue_id: str) -> None:
+        """Keep nothing of a message in memory but its entry: it will not be loaded soon."""
+        record = self._journalled.get(queue_id)
+        if record is not None:
+            self._release_content(record)
+
     def _leave_journal(self, record: Record) -> None:
         self._journal.forget(record)
+        self._release_content(record)
+
+    def _release_content(self, record: Record) -> None:
         if record.envelope is not None:
             self._kept_bytes -= record.message_size_bytes + KEPT_OVERHEAD_BYTES
             _drop_content(record)

@@ -246,6 +246,19 @@ def test_an_aborted_message_leaves_nothing(folder: Path, size_bytes: int) -> Non
     with_store(folder, check)
 
 
+def test_what_is_let_go_is_read_back_from_the_journal(folder: Path) -> None:
+    async def what(store: Store) -> None:
+        envelope = await submit(store, word="parked")
+        (_, before) = await store.load(envelope.queue_id)
+        store.let_go(envelope.queue_id)
+        assert not (folder / envelope.queue_id).exists(), "still in the journal"
+        loaded, after = await store.load(envelope.queue_id)
+        assert (loaded, bytes_of(after)) == (envelope, bytes_of(before))
+        store.let_go("0000000000")  # unknown, or moved to a file meanwhile: nothing to let go
+
+    with_store(folder, what)
+
+
 def test_uploads_wait_for_memory_and_all_arrive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "INCOMING_MEMORY_MAX_BYTES", 200_000)
     most = 0
