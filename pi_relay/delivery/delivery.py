@@ -55,7 +55,7 @@ class Delivery:
 
     def _make_hop(self, host: SmartHost) -> Hop:
         health = Health(host.name, self._config.queue.retry_delays_seconds, self._on_hop_changed)
-        return Hop(host, health, self._open_session, self._timeouts)
+        return Hop(host, health, self._open_session, self._timeouts, self._config)
 
     async def _open_session(self, host: SmartHost) -> Session:
         return await open_session(host, self._config, self._contexts, self._timeouts)
@@ -139,6 +139,7 @@ class Delivery:
             hop = old.get(host.name)
             if hop is not None and hop.host == host and same_name:
                 hop.health.delays_seconds = config.queue.retry_delays_seconds
+                hop.config = config
                 self._hops[host.name] = old.pop(host.name)
             else:
                 self._hops[host.name] = self._make_hop(host)

@@ -1,7 +1,7 @@
 """An attempt at one next hop: may it carry the message, a session, the transactions, what they tell of it.
 
 Rules: what a next hop gets of a message (its reverse-path, its header block) is derived anew for each
-transaction, in ``_transaction``. An idle session that turns out dead costs nothing but a fresh one. A hop as
+transaction, in outgoing.py. An idle session that turns out dead costs nothing but a fresh one. A hop as
 a whole is judged by every attempt: trouble of its own or of our account pauses it, any other answer opens it.
 It must not know which other next hops there are.
 """
@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from pi_relay import maillog
-from pi_relay.config import SmartHost
+from pi_relay.config import Config, SmartHost
 from pi_relay.delivery.health import Health
+from pi_relay.delivery.outgoing import Outgoing, derive
 from pi_relay.delivery.pool import Pool
 from pi_relay.delivery.session import Session, SessionFailed
 from pi_relay.delivery.timeouts import Timeouts
@@ -67,7 +68,9 @@ class Hop:
         health: Health,
         open_session: Callable[[SmartHost], Awaitable[Session]],
         timeouts: Timeouts,
+        config: Config,
     ) -> None:
+        self.config = config
         self.host = host
         self.health = health
         self.pool = Pool(lambda: open_session(host), host.connections_max)
@@ -118,25 +121,24 @@ class Hop:
         self, attempt: Attempt, envelope: Envelope, positions: Sequence[int], message: StoredMessage
     ) -> None:
         """As many as it takes: the other side may take some recipients only, or not our sender."""
-        sender = self.host.sender
-        reverse_path = envelope.reverse_path
-        if not reverse_path and not self.host.null_sender:
-            reverse_path = sender
         waiting, fresh = positions, False
+        needs_sender = not envelope.reverse_path and not self.host.null_sender
+        sender = self.host.sender if needs_sender else ""
         while waiting:
+            outgoing = await derive(self.config, envelope, message, sender=sender)
             session = await self.pool.take(fresh=True) if fresh else self.pool.take_idle()
             if session is None:
                 session = await self.pool.take()
             try:
                 extensions = session.extensions
-                smtputf8 = _needs_smtputf8(envelope, waiting, reverse_path, message)
-                unfit = _unfit(envelope, message, extensions, smtputf8)
+                smtputf8 = _needs_smtputf8(envelope, waiting, outgoing)
+                unfit = _unfit(envelope, outgoing.message, extensions, smtputf8)
                 if unfit is not None:
                     attempt.pass_over(waiting, unfit, onward=unfit is not NO_8BITMIME)
                     return
                 outcome = await transact(
                     session.wire,
-                    self._transaction(envelope, waiting, reverse_path, message, extensions, smtputf8),
+                    self._transaction(envelope, waiting, outgoing, extensions, smtputf8),
                     extensions,
                     self._timeouts,
                     reset=session.left_open,
@@ -147,8 +149,8 @@ class Hop:
                 if fresh:
                     continue  # it had died while it was idle
                 denied = self._take_down(attempt, waiting, outcome, envelope, extensions)
-                if denied and sender and reverse_path != sender:
-                    waiting, reverse_path = denied, sender
+                if denied and self.host.sender and outgoing.reverse_path != self.host.sender:
+                    waiting, sender = denied, self.host.sender
                     continue
                 self._judge(*outcome.results)  # before a broken session makes room for a new one
                 waiting = [waiting[place] for place in outcome.put_off]
@@ -159,13 +161,12 @@ class Hop:
         self,
         envelope: Envelope,
         positions: Sequence[int],
-        reverse_path: str,
-        message: StoredMessage,
+        outgoing: Outgoing,
         extensions: Extensions,
         smtputf8: bool,
     ) -> Transaction:
-        """What this next hop gets: the place where a header block of its own would be derived."""
         recipients = [envelope.recipients[position] for position in positions]
+        reverse_path, message = outgoing.reverse_path, outgoing.message
         return commands(envelope, recipients, reverse_path, message, extensions, smtputf8=smtputf8)
 
     def _take_down(
@@ -215,14 +216,12 @@ def _size_bytes(message: StoredMessage) -> int:
     return len(message.header) + (body.length_bytes if isinstance(body, FileSpan) else len(body))
 
 
-def _needs_smtputf8(
-    envelope: Envelope, positions: Sequence[int], reverse_path: str, message: StoredMessage
-) -> bool:
+def _needs_smtputf8(envelope: Envelope, positions: Sequence[int], outgoing: Outgoing) -> bool:
     """RFC 6531 3.1 and 3.4: an address beyond ASCII, or a header block that was announced as UTF-8."""
     return (
-        not reverse_path.isascii()
+        not outgoing.reverse_path.isascii()
         or not all(envelope.recipients[position].forward_path.isascii() for position in positions)
-        or (envelope.smtputf8 and not message.header.isascii())
+        or (envelope.smtputf8 and not outgoing.message.header.isascii())
     )
 
 

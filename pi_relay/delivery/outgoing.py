@@ -1,0 +1,24 @@
+"""What one next hop gets of a message: its reverse-path and its header block, derived from the stored ones.
+
+Rules: derived anew for each transaction, never written back; the body stays as it is stored. Where a next hop
+asks for nothing of its own, the stored message goes out as it lies there.
+It must not know sessions, nor what the other side answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pi_relay.config import Config
+from pi_relay.model import Envelope, StoredMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    reverse_path: str
+    message: StoredMessage
+
+
+async def derive(config: Config, envelope: Envelope, message: StoredMessage, *, sender: str) -> Outgoing:
+    """``sender``: in whose name this next hop wants the mail, "" for whoever sent it."""
+    return Outgoing(sender or envelope.reverse_path, message)
