@@ -28,6 +28,7 @@ COMMANDS = {
     "trace": "the life of messages: by queue id, Message-ID, address or device",
     "send-test": "send a test message through the running relay and wait for its fate",
     "password": "make the hash of a device's password",
+    "sendmail": "sendmail(1) for the programs of this machine: a message on stdin goes into the queue",
     "reload": "let the running relay read its configuration file again",
     "demo": "see a scan go through a relay to a stand-in smart host, and leave nothing behind",
     "sink": "a stand-in smart host that keeps what it takes in a Maildir",
@@ -43,7 +44,6 @@ NOT_YET = (
     "dkim",
     "backup",
     "restore",
-    "sendmail",
 )
 INTERRUPTED = 130
 

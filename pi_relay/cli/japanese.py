@@ -275,4 +275,30 @@ TEXTS = {
     "listening on {address}, mail goes to {folder}": "{address} で待ち受けています、保存先は {folder}",
     "took {size} bytes from <{sender}> to {to}: {file}": "{size} バイトを受け取りました (<{sender}> から {to}): {file}",
     "broke off amid a message": "メールの途中で切断しました",
+    # ── sendmail ──
+    "sendmail(1) for the programs of this machine: a message on stdin goes into the queue": (
+        "この機械のプログラムのための sendmail(1): 標準入力のメールをキューに入れる"
+    ),
+    "Take a message on stdin and hand it to the running relay, as sendmail(1) does: for cron, smartd and"
+    " other programs of this machine. The package installs it as /usr/sbin/sendmail too.": (
+        "標準入力のメールを、sendmail(1) と同じように動作中のリレーに渡します。cron や smartd など、この機械の"
+        "プログラムのためのものです。パッケージは /usr/sbin/sendmail としても導入します。"
+    ),
+    "also to the addresses in To, Cc and Bcc": "To、Cc、Bcc のアドレスにも送る",
+    "a line with a lone dot ends nothing": "ドットだけの行で終わりとしない",
+    "the sender (reverse-path)": "差出人 (reverse-path)",
+    "the name for a From that is missing": "From がないときに入れる名前",
+    "report: never, or success,failure,delay": "通知: never、または success,failure,delay",
+    "what a report returns of the message": "通知にメールのどこまでを入れるか",
+    "an id that reports repeat": "通知に書かれる ID",
+    "-oi is -i; no other matters": "-oi は -i と同じ。他は無視する",
+    "m: send (the default); p: list the queue": "m: 送る (既定)、p: キューの一覧",
+    "exit codes of sysexits.h, as programs expect of sendmail": "sendmail に期待される sysexits.h の終了コードを使う",
+    "-b{mode} is not available": "-b{mode} は使えません",
+    "no recipient is given": "宛先がありません",
+    "name addresses, or -t to take them from the header": "アドレスを書くか、-t でヘッダーから取ります",
+    "{text!r} is no address": "{text!r} はアドレスではありません",
+    "the message": "メール",
+    "the relay does not answer on this machine: {trouble}": "この機械でリレーが応答しません: {trouble}",
+    "systemctl start pi-relay": "systemctl start pi-relay",
 }
