@@ -47,7 +47,7 @@ class Relay:
             free_space_min_bytes=queue.free_space_min_bytes,
         )
         self.certificates = Certificates(config, state_directory())
-        self.delivery = Delivery(config, on_hop_changed=self._hop_changed)
+        self.delivery = Delivery(config, on_hop_changed=self._hop_changed, clock_is_wrong=clock.is_wrong)
         self.manager = Manager(
             self.store,
             config,

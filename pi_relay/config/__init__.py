@@ -34,7 +34,7 @@ from .data import (
     Tls,
 )
 from .findings import ConfigInvalid, Finding, Report, Severity, in_words
-from .kinds import Wrong
+from .kinds import Wrong, a_labels
 from .reading import read
 from .rules import RULES
 from .schema import NOT_YET
@@ -59,6 +59,7 @@ __all__ = [
     "Submission",
     "Tls",
     "Wrong",
+    "a_labels",
     "check",
     "in_words",
     "load",

@@ -318,6 +318,20 @@ def host_name() -> Kind:
     return Kind(words, read)
 
 
+def signing_name(what: str, example: str) -> Kind:
+    """A domain that signs, or a selector (RFC 6376 3.1): names in DNS that a signature carries."""
+    words = f"a {what}"
+    hint = f'write it like "{example}"'
+
+    def read(value: object) -> str:
+        text = a_labels(_text(value, words, hint).strip().removesuffix("."))
+        if not _is_name(text) or "_" in text:
+            raise Wrong(f"{shown(value)} is no {what}", hint)
+        return text
+
+    return Kind(words, read)
+
+
 def host() -> Kind:
     """A host name or an IP address, without brackets."""
     words = "a host name or an IP address"

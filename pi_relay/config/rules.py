@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
+from pi_relay import signing_keys
+
 from . import machine, secret_files
 from .data import Config, SmartHost
 from .findings import KeyPath, Report
@@ -451,16 +453,34 @@ def direct_has_a_name(config: Config, report: Report) -> None:
         )
 
 
-def signing_keys_can_be_read(config: Config, report: Report) -> None:
-    """Each key of `[[dkim]]` can be read and is closed to others; a domain has each selector once."""
+def signing_keys_can_be_used(config: Config, report: Report) -> None:
+    """Each key of `[[dkim]]` is a PEM file with an RSA or Ed25519 private key, closed to others and without a
+    passphrase; RSA has at least 1024 bits, and 2048 to 4096 if it shall be verified everywhere (a warning). A
+    domain has each selector once."""
     seen = set()
     for number, dkim in enumerate(config.dkim):
-        if report.has("dkim", number, "key_file"):
-            _can_read(report, ("dkim", number, "key_file"), dkim.key_file, is_secret=True)
+        place = ("dkim", number, "key_file")
+        if report.has(*place) and _can_read(report, place, dkim.key_file, is_secret=True):
+            _check_signing_key(report, place, dkim.key_file)
         if dkim.selector and (dkim.domain, dkim.selector) in seen:
             words = f"{dkim.domain} has this selector already"
             report.error(("dkim", number, "selector"), words, "take one of the sections out")
         seen.add((dkim.domain, dkim.selector))
+
+
+def _check_signing_key(report: Report, place: KeyPath, path: Path) -> None:
+    try:
+        key = signing_keys.read_key(secret_files.read_regular(path, _PEM_SIZE_MAX_BYTES))
+    except signing_keys.KeyInvalid as invalid:
+        report.error(place, f"{path} {invalid.message}", invalid.hint)
+        return
+    if key.kind == "rsa" and not signing_keys.RSA_BITS <= key.bits <= signing_keys.RSA_BITS_MAX:
+        what = "are taken for weak" if key.bits < signing_keys.RSA_BITS else "are not verified everywhere"
+        report.warning(
+            place,
+            f"{path} is an RSA key of {key.bits} bits; such signatures {what}",
+            "make another with `pi-relay dkim`, under a new selector",
+        )
 
 
 # ── keeping, and telling people ──────────────────────────────────────────────────────────────────
@@ -568,7 +588,7 @@ RULES: tuple[Rule, ...] = (
     mail_does_not_come_back,
     routes_lead_somewhere,
     direct_has_a_name,
-    signing_keys_can_be_read,
+    signing_keys_can_be_used,
     queue_survives,
     schedule_makes_sense,
     file_is_closed,

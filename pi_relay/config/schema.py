@@ -412,12 +412,18 @@ DKIM = Table(
     (
         Key(
             "domain",
-            kinds.host_name(),
-            "Mail with a From in this domain.",
+            kinds.signing_name("domain", "office.example"),
+            "Mail with a From in exactly this domain is signed.",
             example='"office.example"',
             required=True,
         ),
-        Key("selector", kinds.host_name(), "The name of the key in DNS.", example='"relay1"', required=True),
+        Key(
+            "selector",
+            kinds.signing_name("selector", "relay1"),
+            "The name of the key in DNS: SELECTOR._domainkey.DOMAIN. A new key takes a new selector.",
+            example='"relay1"',
+            required=True,
+        ),
         Key(
             "key_file",
             kinds.file_path("a PEM file"),
@@ -426,7 +432,9 @@ DKIM = Table(
             required=True,
         ),
     ),
-    "Signs what leaves us.",
+    "Signs what leaves us with a From in a domain, one section for each key. A domain with two keys (RSA, "
+    "and Ed25519 beside it) gets two signatures. Mail whose key cannot be used waits, and is never sent "
+    "unsigned.",
     is_array=True,
 )
 
@@ -500,10 +508,9 @@ NOT_YET: frozenset[str] = frozenset(
         "devices.silent_after",
         "alerts",
         "web",
-        # direct delivery, signing and pacing
+        # direct delivery and pacing
         'routes.via = "direct"',
         "direct",
-        "dkim",
         "smart_hosts.*.messages_per_minute_max",
         "smart_hosts.*.messages_per_hour_max",
         "smart_hosts.*.messages_per_day_max",

@@ -15,6 +15,7 @@ from pi_relay.config import Config, SmartHost
 from pi_relay.delivery.health import OPEN, Health
 from pi_relay.delivery.hop import Attempt, Hop
 from pi_relay.delivery.session import Session, TlsContexts, open_session
+from pi_relay.delivery.signing import Signer
 from pi_relay.delivery.timeouts import Timeouts
 from pi_relay.lifecycle import NO_ROUTE
 from pi_relay.model import (
@@ -40,22 +41,31 @@ Results = dict[int, tuple[NextHop | None, Reply | Failure]]
 
 
 class Delivery:
-    """``on_hop_changed`` is told the name of a smart host that is paused, may be probed, or is open again."""
+    """``on_hop_changed`` is told the name of a smart host that is paused, may be probed, or is open again.
+
+    ``clock_is_wrong``: whether no time may be told to others.
+    """
 
     def __init__(
-        self, config: Config, *, on_hop_changed: Callable[[str], None], timeouts: Timeouts | None = None
+        self,
+        config: Config,
+        *,
+        on_hop_changed: Callable[[str], None],
+        timeouts: Timeouts | None = None,
+        clock_is_wrong: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._on_hop_changed = on_hop_changed
         self._timeouts = timeouts or Timeouts()
         self._contexts = TlsContexts()
+        self._signer = Signer(clock_is_wrong)
         self._in_doubt: OrderedDict[tuple[str, int], str] = OrderedDict()  # (queue id, position): hop
         self._hops = {host.name: self._make_hop(host) for host in config.smart_hosts}
         self._retired: list[Hop] = []
 
     def _make_hop(self, host: SmartHost) -> Hop:
         health = Health(host.name, self._config.queue.retry_delays_seconds, self._on_hop_changed)
-        return Hop(host, health, self._open_session, self._timeouts, self._config)
+        return Hop(host, health, self._open_session, self._timeouts, self._config, self._signer)
 
     async def _open_session(self, host: SmartHost) -> Session:
         return await open_session(host, self._config, self._contexts, self._timeouts)

@@ -17,6 +17,7 @@ from pi_relay.delivery.health import Health
 from pi_relay.delivery.outgoing import Outgoing, derive
 from pi_relay.delivery.pool import Pool
 from pi_relay.delivery.session import Session, SessionFailed
+from pi_relay.delivery.signing import Signer, SigningFailed
 from pi_relay.delivery.timeouts import Timeouts
 from pi_relay.delivery.transaction import Extensions, Outcome, Transaction, commands, transact
 from pi_relay.lifecycle import send_as_denied, unexpected
@@ -69,6 +70,7 @@ class Hop:
         open_session: Callable[[SmartHost], Awaitable[Session]],
         timeouts: Timeouts,
         config: Config,
+        signer: Signer,
     ) -> None:
         self.config = config
         self.host = host
@@ -78,6 +80,7 @@ class Hop:
             host.name, host.host, host.port, host.tls, host.name if host.auth == "password" else ""
         )
         self._timeouts = timeouts
+        self._signer = signer
 
     async def attempt(
         self, envelope: Envelope, positions: Sequence[int], message: StoredMessage, *, patient: bool
@@ -113,6 +116,8 @@ class Hop:
         except SessionFailed as failed:
             self._judge(failed.failure)
             attempt.pass_over(positions, failed.failure)
+        except SigningFailed as failed:  # nothing of it is this hop's, or another's, to mend
+            attempt.pass_over(positions, failed.failure, onward=False)
         except Exception as problem:
             maillog.error(f"delivery of {envelope.queue_id} to {self.host.name}", problem)
             attempt.pass_over(positions, unexpected(problem), onward=False)
@@ -125,7 +130,7 @@ class Hop:
         needs_sender = not envelope.reverse_path and not self.host.null_sender
         sender = self.host.sender if needs_sender else ""
         while waiting:
-            outgoing = await derive(self.config, envelope, message, sender=sender)
+            outgoing = await derive(self.config, envelope, message, sender=sender, signer=self._signer)
             session = await self.pool.take(fresh=True) if fresh else self.pool.take_idle()
             if session is None:
                 session = await self.pool.take()

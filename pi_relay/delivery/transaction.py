@@ -246,6 +246,9 @@ def _end_after(content: bytes | bytearray) -> bytes:
 
 async def _copy(wire: Wire, span: FileSpan, timeouts: Timeouts) -> bool:
     """Write the span and the end of data; False where the other side answered, or left, before the end."""
+    if not span.length_bytes:  # the header block was what made the message large
+        wire.write(b".\r\n")
+        return not wire.broken
     file = await ChunkedFile.open(span)
     try:
         while chunk := await file.read():

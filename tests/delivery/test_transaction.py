@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pi_relay.model import Recipient, Reply, StoredMessage
+from pi_relay.model import FileSpan, Recipient, Reply, StoredMessage
 from tests.delivery.office import (
     BODY,
     HEADER,
@@ -49,6 +49,14 @@ def test_an_empty_body_and_one_without_a_last_line_end() -> None:
         deliver_once(config(smart_host(hop)), message=StoredMessage(HEADER, b""))
         deliver_once(config(smart_host(hop)), message=StoredMessage(HEADER, b"no end"))
     assert [message.content for message in hop.messages] == [HEADER, HEADER + b"no end\r\n"]
+
+
+def test_a_large_header_block_without_a_body(tmp_path: Path) -> None:
+    message = StoredMessage(HEADER, FileSpan(str(tmp_path / "m"), 6, 0))
+    with MisbehavingHop() as hop:
+        report = deliver_once(config(smart_host(hop)), message=message)
+    assert fates(report) == ["relayed"]
+    assert hop.messages[0].content == HEADER
 
 
 def test_a_large_message_is_copied_from_its_place_in_the_file(tmp_path: Path) -> None:
