@@ -46,8 +46,8 @@ class Relay:
             size_max_bytes=queue.size_max_bytes,
             free_space_min_bytes=queue.free_space_min_bytes,
         )
-        self.certificates = Certificates(config, state_directory())
         self.delivery = Delivery(config, on_hop_changed=self._hop_changed, clock_is_wrong=clock.is_wrong)
+        self.certificates = Certificates(config, state_directory(), clock_is_wrong=clock.is_wrong)
         self.manager = Manager(
             self.store,
             config,

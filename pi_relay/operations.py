@@ -22,6 +22,7 @@ from pi_relay.control import ControlError, Handler, message_document, reply_docu
 from pi_relay.model import Envelope, FileSpan, QueueRefusal, Recipient, StoredMessage
 from pi_relay.queue.store import CorruptMessage
 from pi_relay.status import Observation, QueueStatus, document, timestamp
+from pi_relay.submission.certificates import CertificateError
 
 if TYPE_CHECKING:
     from pi_relay.config import Config, Finding
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pi_relay.model import IncomingMessage
     from pi_relay.queue.manager import Manager
     from pi_relay.queue.store import Store
+    from pi_relay.submission.certificates import Certificates
     from pi_relay.submission.server import Server
 
 CHUNK_SIZE_BYTES = 256 * 1024
@@ -44,6 +46,7 @@ class Relay(Protocol):
     manager: Manager
     delivery: Delivery
     server: Server
+    certificates: Certificates
 
     def begin(self, declared_size_bytes: int | None) -> IncomingMessage: ...
 
@@ -70,6 +73,8 @@ class Operations:
             "queue_hold": self.queue_hold,
             "queue_release": self.queue_release,
             "queue_delete": self.queue_delete,
+            "tls": self.tls,
+            "tls_renew": self.tls_renew,
             "send_test": self.send_test,
             "fate": self.fate,
         }
@@ -121,6 +126,7 @@ class Operations:
             totals={"accepted": seen.accepted, **relay.manager.totals(), "refused": seen.refused},
             smart_hosts=relay.delivery.hops(),
             devices=seen.devices,
+            troubles=relay.certificates.troubles(),
         )
 
     # ── the queue ────────────────────────────────────────────────────────────────────────────────
@@ -199,6 +205,22 @@ class Operations:
         if not isinstance(ids, list) or not all(isinstance(queue_id, str) for queue_id in ids):
             raise ControlError("usage", "ids must be a list of queue ids")
         return list(dict.fromkeys(ids))
+
+    # ── what devices see ─────────────────────────────────────────────────────────────────────────
+
+    async def tls(self, _: dict[str, Any]) -> object:
+        try:
+            served = self._relay.certificates.served()
+        except CertificateError as problem:
+            raise ControlError("failed", problem.message, hint=problem.hint) from problem
+        return asdict(served) | {"clock_wrong": self._relay.clock_is_wrong()}
+
+    async def tls_renew(self, question: dict[str, Any]) -> object:
+        try:
+            await self._relay.certificates.renew()
+        except CertificateError as problem:
+            raise ControlError("failed", problem.message, hint=problem.hint) from problem
+        return await self.tls(question)
 
     # ── a test message ───────────────────────────────────────────────────────────────────────────
 

@@ -62,6 +62,7 @@ class Observation:
     totals: Mapping[str, int]  # accepted, relayed, deferred, failed, refused
     smart_hosts: Sequence[HopStatus]
     devices: Sequence[DeviceStatus]
+    troubles: Sequence[str] = ()  # what else an admin should know of, in words
 
 
 def timestamp(at: float | None) -> str | None:
@@ -105,7 +106,7 @@ def degraded_reasons(seen: Observation) -> list[str]:
         reasons.append(f"the disk is filling: {queue.free_bytes / GB:.2f} GB free")
     if seen.connections * 2 > seen.connections_max:
         reasons.append(f"{seen.connections} of {seen.connections_max} connections are in use")
-    return reasons
+    return [*reasons, *seen.troubles]
 
 
 def document(seen: Observation) -> dict[str, object]:

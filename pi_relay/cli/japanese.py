@@ -235,6 +235,76 @@ TEXTS = {
     "the password is empty": "パスワードが空です",
     "pi-relay password --generate makes one": "pi-relay password --generate で作れます",
     "the two are not the same": "二つが一致しません",
+    # ── tls ──
+    "the certificate that devices see: show it, renew it, export its CA": "機器が見る証明書: 表示、更新、CA の書き出し",
+    "The certificate that devices see: a local CA and a certificate of it, made and renewed by pi-relay,"
+    " or your own files of [tls]. Works also while the relay is down.": (
+        "機器が見る証明書: pi-relay が作り更新するローカル CA とその証明書、または [tls] に書かれた自前のファイル。"
+        "リレーが止まっていても使えます。"
+    ),
+    "names, addresses, validity, issuer, fingerprints": "名前、アドレス、有効期間、発行者、指紋",
+    "make a new certificate now, and serve it": "新しい証明書をすぐに作り、使い始める",
+    "the certificate of the local CA, for devices that verify": "ローカル CA の証明書 (検証する機器のため)",
+    "where to (-: stdout)": "書き出し先 (-: 標準出力)",
+    "in DER, which some printers want, not in PEM": "PEM ではなく、一部のプリンターが求める DER で",
+    "overwrite FILE": "FILE に上書きする",
+    "a relay that has never run has no certificate: pi-relay tls renew makes it; else try sudo": (
+        "一度も動いていないリレーに証明書はありません (pi-relay tls renew で作れます)。または sudo を使ってください"
+    ),
+    "there is no folder {folder}": "フォルダ {folder} がありません",
+    "renew it where it came from; the relay takes up the new files by itself": (
+        "発行元で更新してください。新しいファイルはリレーが自分で読み込みます"
+    ),
+    "your own, from [tls]": "自前のもの、[tls] の指定",
+    "made and renewed by pi-relay": "pi-relay が作り、更新するもの",
+    "{begin} to {end}, {days} days left": "{begin} から {end} まで、残り {days} 日",
+    "Certificate": "証明書",
+    "Names": "名前",
+    "Addresses": "アドレス",
+    "Valid": "有効期間",
+    "Issuer": "発行者",
+    "Local CA": "ローカル CA",
+    "{subject}, until {end}": "{subject}、{end} まで",
+    "SHA-256 of the CA": "CA の SHA-256",
+    "For a device that verifies certificates: pi-relay tls export-ca FILE": (
+        "証明書を検証する機器には: pi-relay tls export-ca FILE"
+    ),
+    "the clock of this machine is wrong: nothing is renewed until it is right": (
+        "この機械の時計が狂っています: 直るまで何も更新しません"
+    ),
+    "the certificate has expired; it is served all the same": "証明書の期限が切れています (それでも使い続けます)",
+    "DER is no text for a terminal": "DER は端末に表示できません",
+    "name a file": "ファイルを指定してください",
+    "The certificate of the local CA is in {file}. It is no secret.": (
+        "ローカル CA の証明書を {file} に書き出しました。秘密ではありません。"
+    ),
+    "devices see your own certificate, {file}, not one of a local CA": (
+        "機器が見るのは自前の証明書 {file} で、ローカル CA のものではありません"
+    ),
+    "install the certificate of whoever issued it, where a device does not know it already": (
+        "機器が発行者を知らなければ、発行者の証明書を入れてください"
+    ),
+    "{file} is there already": "{file} はすでにあります",
+    "--force overwrites it": "--force で上書きします",
+    "nothing was written": "何も書き込みませんでした",
+    """\
+To install it:
+  printer, scanner   its web page, under security or certificates: "import CA certificate"; some want --der
+  Windows            open the file (named .crt): "Install Certificate", "Local Machine", "Trusted Root ..."
+  iPhone, iPad       send it to yourself, open it; Settings: "Profile Downloaded"; then General, About,
+                     "Certificate Trust Settings"
+  Android            Settings, Security, "Encryption & credentials", "Install a certificate", "CA certificate"
+  macOS              open it in Keychain Access, then "Trust", "Always Trust"
+  Debian             as /usr/local/share/ca-certificates/NAME.crt, then update-ca-certificates
+Where a device asks whether to trust: compare the SHA-256 with `pi-relay tls show`.""": """\
+入れ方:
+  プリンター、スキャナー  本体の Web ページの「セキュリティ」や「証明書」で「CA 証明書のインポート」(--der が必要なものもあります)
+  Windows                 ファイル (.crt) を開き「証明書のインストール」「ローカル コンピューター」「信頼されたルート証明機関」
+  iPhone、iPad            自分に送って開き、設定の「プロファイルがダウンロード済み」、続いて 一般、情報、「証明書信頼設定」
+  Android                 設定、セキュリティ、「暗号化と認証情報」、「証明書のインストール」、「CA 証明書」
+  macOS                   キーチェーンアクセスで開き、「信頼」を「常に信頼」に
+  Debian                  /usr/local/share/ca-certificates/NAME.crt に置き、update-ca-certificates
+機器が信頼してよいか尋ねたら、`pi-relay tls show` の SHA-256 と見比べてください。""",
     # ── demo ──
     "Start a relay and a stand-in smart host in a temporary folder, let a pretend printer send a scan of"
     " 5 MB, and show how it arrives. Nothing of it is left behind.": (

@@ -6,11 +6,13 @@ values have been reported already and stand at their defaults; it never raises. 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 from pi_relay import signing_keys
+from pi_relay.validity import validity
 
 from . import machine, secret_files
 from .data import Config, SmartHost
@@ -20,6 +22,8 @@ from .reading import did_you_mean, sender_of
 
 _PRIVATE_NAMES = (".local", ".lan", ".internal", ".home.arpa")
 _PEM_SIZE_MAX_BYTES = 1024 * 1024
+_DAY_SECONDS = 86_400
+_EXPIRES_SOON_DAYS = 14
 
 Rule = Callable[[Config, Report], None]
 
@@ -158,7 +162,7 @@ def _in_domains(address: str, domains: tuple[str, ...]) -> bool:
 
 def certificate_and_key_fit(config: Config, report: Report) -> None:
     """`certificate` and `key` come together, can be read, belong to each other, and the key is closed to
-    others and has no passphrase."""
+    others and has no passphrase. One that has expired, or does so within two weeks, is warned of."""
     certificate, key = config.tls.certificate, config.tls.key
     if certificate is None and key is None:
         return
@@ -172,6 +176,22 @@ def certificate_and_key_fit(config: Config, report: Report) -> None:
     ]
     if all(readable):
         _check_pair(report, certificate, key)
+        _check_end(report, certificate)
+
+
+def _check_end(report: Report, certificate: Path) -> None:
+    try:
+        _, end = validity(certificate.read_text("ascii", "replace"))
+    except (OSError, ValueError):
+        return  # what is wrong with it is said already
+    days_left = int((end - time.time()) // _DAY_SECONDS)
+    if days_left < _EXPIRES_SOON_DAYS:
+        words = "has expired" if days_left < 0 else f"expires in {days_left} day(s)"
+        report.warning(
+            ("tls", "certificate"),
+            f"{certificate} {words}",
+            "renew it where it came from; the relay takes up the new files by itself",
+        )
 
 
 def _check_pair(report: Report, certificate: Path, key: Path) -> None:

@@ -3,9 +3,12 @@
 Rules:
 - The local CA is made once. The leaf is made anew when names or addresses change and at two thirds of its
   life, by a short-lived process (issue_certificate.py); here PEM files are only loaded.
+- Whether it is due is looked at daily, and at a handshake, once a minute at most: an address that DHCP brings
+  late is noticed by the first device that comes by it, and an idle box does nothing.
 - At a wrong clock nothing is renewed; a first leaf is made all the same, dated by the last known time.
 - An expired leaf is served on, with a warning: most devices do not look, and mail matters more.
-- A file that changes is taken up within a second of use; a bad one leaves the last good one in place.
+- A file that changes is taken up within a second of use; a bad one leaves the last good one in place, with
+  an alert.
 
 It must not know SMTP, nor import what makes certificates.
 """
@@ -13,6 +16,7 @@ It must not know SMTP, nor import what makes certificates.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
 import sys
@@ -24,19 +28,28 @@ from pathlib import Path
 
 from pi_relay import maillog, state
 from pi_relay.config import Config, Wrong, secret_files
+from pi_relay.validity import certificate_blocks, validity
 
 from .addresses import private_addresses
 
 DIRECTORY = "tls"  # in the state folder
 CA_CERTIFICATE, CA_KEY, DEVICE_PEM = "ca.pem", "ca.key", "device.pem"
+EXPIRED = "the certificate that devices see has expired; it is served all the same"
 
-_LOOK_AGAIN_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS = 1.0  # at the files
+_JUDGE_AGAIN_SECONDS = 60.0  # whether a new leaf is due
+_AFTER_FAILURE_SECONDS = 3600.0
 _ISSUING_SECONDS_MAX = 120.0  # two RSA keys on a Pi Zero that is busy booting
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class CertificateError(Exception):
-    """There is no certificate to serve. The text says why, and what to do."""
+    """There is no certificate to serve, or none to be had: why, and what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message + (f" (hint: {hint})" if hint else ""))
+        self.message = message
+        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +105,44 @@ def names_of(hostname: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((hostname, short, f"{short}.local")))
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What devices see now."""
+
+    path: str
+    is_admins: bool  # and not of the local CA
+    chain: str  # PEM: the leaf, then who signed it; without the key
+    problem: str  # why the files as they are now are not served, "" where they are
+
+
 class Certificates:
-    """``ensure()`` at start, and daily; ``context()`` at each handshake."""
+    """``ensure()`` at start, and daily; ``context()`` at each handshake.
+
+    ``now``: seconds since the epoch.
+    """
 
     def __init__(
         self,
         config: Config,
         state_directory: Path,
         *,
+        clock_is_wrong: Callable[[], bool] = lambda: False,
         now: Callable[[], float] = time.time,
         addresses: Callable[[], tuple[str, ...]] = private_addresses,
     ) -> None:
         self._config = config
         self._state_directory = state_directory
+        self._clock_is_wrong = clock_is_wrong
         self._now = now
         self._addresses = addresses
-        self._started_at = time.monotonic()
         self._context: ssl.SSLContext | None = None
+        self._chain = ""  # what the context serves, in PEM
+        self._problem = ""
         self._loaded: tuple[object, ...] = ()  # what the context was made of
         self._looked_at = float("-inf")
+        self._judge_at = float("-inf")
+        self._issuing = asyncio.Lock()
+        self._renewal: asyncio.Task[None] | None = None
 
     @property
     def directory(self) -> Path:
@@ -121,6 +153,24 @@ class Certificates:
         """Makes or renews the local leaf where that is due. Raises CertificateError where none can be had."""
         if self._config.tls.certificate is None:
             await self._ensure_leaf()
+        self._looked_at = float("-inf")
+        self.context()
+        if self._has_expired():
+            maillog.alert(reason=EXPIRED)
+
+    async def renew(self) -> None:
+        """A new leaf of the local CA now, due or not. Raises CertificateError where there can be none."""
+        if self._config.tls.certificate is not None:
+            self._looked_at = float("-inf")
+            self.context()
+            raise CertificateError(
+                f"{self._config.tls.certificate} is your own certificate: it is not pi-relay's to renew",
+                "renew it where it came from; the relay takes up the new files by itself",
+            )
+        if self._clock_is_wrong():
+            raise CertificateError("the clock is wrong: a certificate that is made now would be misdated")
+        async with self._issuing:
+            await self._issue("it was asked for")
         self._looked_at = float("-inf")
         self.context()
 
@@ -140,8 +190,33 @@ class Certificates:
         if self._context is None or now - self._looked_at >= _LOOK_AGAIN_SECONDS:
             self._looked_at = now
             self._take_up_changes()
+        if now >= self._judge_at:
+            self._judge_at = now + _JUDGE_AGAIN_SECONDS
+            self._renew_where_due()
         assert self._context is not None
         return self._context
+
+    def served(self) -> Served:
+        """Raises CertificateError where nothing can be served."""
+        self.context()
+        certificate = self._config.tls.certificate
+        return Served(
+            path=os.fspath(certificate or self.directory / DEVICE_PEM),
+            is_admins=certificate is not None,
+            chain=self._chain,
+            problem=self._problem,
+        )
+
+    def troubles(self) -> list[str]:
+        """What an admin should know of, in words."""
+        found = [self._problem] if self._problem else []
+        return [*found, EXPIRED] if self._has_expired() else found
+
+    def _has_expired(self) -> bool:
+        try:
+            return self._now() >= validity(self._chain)[1] and not self._clock_is_wrong()
+        except ValueError:
+            return False
 
     # ── loading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -156,85 +231,103 @@ class Certificates:
         context.options |= ssl.OP_NO_RENEGOTIATION
         try:
             secret_files.refuse_open(key or certificate)
+            chain = certificate_blocks(_text_of(certificate))
             # An empty passphrase rather than a question at the terminal.
             context.load_cert_chain(certificate, key, lambda: b"")
         except (OSError, ValueError, Wrong) as error:
             words = f"the certificate in {certificate} cannot be loaded: {error}"
             if self._context is None:
-                hint = getattr(error, "hint", "") or "run `pi-relay check`"
-                raise CertificateError(f"{words} ({hint})") from None
-            maillog.error(f"{words}; the last good one is served on")
+                hint = getattr(error, "hint", "") or "run `pi-relay check`, as the relay's user or with sudo"
+                raise CertificateError(words, hint) from None
+            self._problem = f"{words}; the last good one is served on"
+            maillog.alert(reason=self._problem)
         else:
-            self._context = context
+            self._context, self._chain, self._problem = context, chain, ""
         self._loaded = found
 
     # ── the local leaf ───────────────────────────────────────────────────────────────────────────
 
+    def _renew_where_due(self) -> None:
+        """In a task of its own: the handshake does not wait for it."""
+        with contextlib.suppress(CertificateError, RuntimeError):  # no loop: a command that only looks
+            if self._config.tls.certificate is None and self._reason() and not self._clock_is_wrong():
+                self._renewal = asyncio.get_running_loop().create_task(self._renew_quietly())
+
+    async def _renew_quietly(self) -> None:
+        try:
+            await self._ensure_leaf()
+        except CertificateError as problem:
+            maillog.alert(reason=str(problem))
+
     async def _ensure_leaf(self) -> None:
-        now = self._now()
-        leaf = self._read_leaf()
-        names, addresses = names_of(self._config.hostname), self._addresses()
-        reason = renewal_reason(leaf, names, addresses, now)
-        if reason and (leaf is None or not self._clock_is_wrong(now)):
-            failure = await self._issue(names, addresses, now)
-            if failure and leaf is None:
-                raise CertificateError(f"no certificate could be made in {self.directory}: {failure}")
-            if failure:
-                maillog.error(f"the certificate could not be renewed: {failure}; the old one is served on")
-            else:
-                maillog.notice(f"made a new certificate for {', '.join((*names, *addresses))}: {reason}")
+        async with self._issuing:
+            leaf = self._read_leaf()
+            reason = self._reason()
+            if not reason or (leaf is not None and self._clock_is_wrong()):
                 return
-        if leaf is not None and now >= leaf.valid_until and not self._clock_is_wrong(now):
-            maillog.error("the certificate that devices see has expired; it is served on all the same")
+            try:
+                await self._issue(reason)
+            except CertificateError as problem:
+                self._judge_at = time.monotonic() + _AFTER_FAILURE_SECONDS
+                if leaf is None:
+                    raise
+                maillog.alert(reason=f"{problem}; the old one is served on")
+
+    def _reason(self) -> str:
+        leaf = self._read_leaf()
+        return renewal_reason(leaf, names_of(self._config.hostname), self._addresses(), self._now())
 
     def _read_leaf(self) -> Leaf | None:
         try:
-            text = (self.directory / DEVICE_PEM).read_text(encoding="ascii", errors="replace")
+            return Leaf.from_text(_text_of(self.directory / DEVICE_PEM))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise CertificateError(
                 f"{self.directory / DEVICE_PEM} cannot be read: {error.strerror}"
             ) from None
-        return Leaf.from_text(text)
 
-    def _clock_is_wrong(self, now: float) -> bool:
-        last_known = state.last_known_time(self._state_directory)
-        return now < last_known and state.clock_is_wrong(
-            now,
-            last_known=last_known,
-            is_synchronised=state.clock_is_synchronised(),
-            running_seconds=time.monotonic() - self._started_at,
-        )
-
-    async def _issue(self, names: Sequence[str], addresses: Sequence[str], now: float) -> str:
-        """What went wrong, "" where nothing did."""
+    async def _issue(self, reason: str) -> None:
+        """Raises CertificateError in words."""
+        names, addresses = names_of(self._config.hostname), self._addresses()
         # A clock that has lost its year must not date the leaf before a time that has certainly passed.
-        now = max(now, state.last_known_time(self._state_directory))
+        now = max(self._now(), state.last_known_time(self._state_directory))
         arguments = [
-            sys.executable, "-m", "pi_relay.submission.issue_certificate", os.fspath(self.directory),
-            f"--now={now:.0f}", *(f"--name={name}" for name in names),
+            os.fspath(self.directory), f"--now={now:.0f}", *(f"--name={name}" for name in names),
             *(f"--address={ip_address(address)}" for address in addresses),
         ]  # fmt: skip
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *arguments, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-            )
-        except OSError as error:
-            return str(error)
-        try:
-            async with asyncio.timeout(_ISSUING_SECONDS_MAX):
-                _, said = await process.communicate()
-        except TimeoutError:
-            return f"it took more than {_ISSUING_SECONDS_MAX:.0f} seconds"
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode == 0:
-            return ""
-        lines = said.decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"the issuing process ended with status {process.returncode}"
+        failure = await _run_issuer(arguments)
+        if failure:
+            raise CertificateError(f"no certificate could be made in {self.directory}: {failure}")
+        maillog.notice(f"made a new certificate for {', '.join((*names, *addresses))}: {reason}")
+
+
+async def _run_issuer(arguments: Sequence[str]) -> str:
+    """What went wrong, "" where nothing did."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "pi_relay.submission.issue_certificate", *arguments,
+            stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except OSError as error:
+        return str(error)
+    try:
+        async with asyncio.timeout(_ISSUING_SECONDS_MAX):
+            _, said = await process.communicate()
+    except TimeoutError:
+        return f"it took more than {_ISSUING_SECONDS_MAX:.0f} seconds"
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode == 0:
+        return ""
+    lines = said.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"the issuing process ended with status {process.returncode}"
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="ascii", errors="replace")
 
 
 def _stamp(path: Path) -> tuple[object, ...]:

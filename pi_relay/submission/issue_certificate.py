@@ -7,7 +7,8 @@ Files, in the folder given: ``ca.pem`` and ``ca.key``, made once; ``device.pem``
 say what the leaf is made for (certificates.py reads them), its key, the leaf, the CA. One file, so that key
 and certificate can never be of two minds.
 
-Rules: the answer is the exit status and the files. It must not know the configuration or the daemon.
+Rules: the answer is the exit status and the files. Started by root, it acts as the owner of the state folder,
+for the relay has to be able to read what it makes. It must not know the configuration or the daemon.
 """
 
 from __future__ import annotations
@@ -50,12 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.umask(0o077)
     try:
+        _act_as_owner_of(options.directory.parent)
         options.directory.mkdir(parents=True, exist_ok=True)
         issue(options.directory, options.name, options.address, options.now)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _act_as_owner_of(directory: Path) -> None:
+    if os.geteuid() != 0 or not directory.exists():
+        return
+    owner = directory.stat()
+    if owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def issue(directory: Path, names: Sequence[str], addresses: Sequence[str], now: float) -> None:

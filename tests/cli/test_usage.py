@@ -40,6 +40,9 @@ MAN = Path(__file__).parents[2] / "docs" / "man"
         ["queue", "hold"],
         ["queue", "delete"],
         ["queue", "export"],
+        ["tls"],
+        ["tls", "dance"],
+        ["tls", "export-ca", "one", "two"],
         ["trace"],
         ["trace", ""],
         ["trace", "*"],
@@ -71,11 +74,15 @@ def test_version(pi_relay: CommandLine) -> None:
     assert (result.returncode, result.stdout) == (0, f"pi-relay {__version__}\n")
 
 
-QUEUE_ACTIONS = ("list", "show", "retry", "hold", "release", "delete", "export")
+ACTIONS = {
+    "queue": ("list", "show", "retry", "hold", "release", "delete", "export"),
+    "tls": ("show", "renew", "export-ca"),
+}
 
 
 @pytest.mark.parametrize(
-    "command", [*([name] for name in COMMANDS), *(["queue", name] for name in QUEUE_ACTIONS)]
+    "command",
+    [*([name] for name in COMMANDS), *([verb, name] for verb, names in ACTIONS.items() for name in names)],
 )
 def test_every_command_has_help_with_an_example(pi_relay: CommandLine, command: list[str]) -> None:
     result = pi_relay(*command, "--help")
@@ -127,10 +134,10 @@ def sentences() -> set[str]:
                     for part in node.args
                     if isinstance(part, ast.Constant) and isinstance(part.value, str)
                 }
-    from pi_relay.cli import queue, status, trace
+    from pi_relay.cli import queue, status, tls, trace
 
     found |= {*COMMANDS.values(), *trace.SENTENCES.values(), *queue.STATES}
-    found |= {action[0] for action in queue.ACTIONS.values()}
+    found |= {action[0] for verb in (queue, tls) for action in verb.ACTIONS.values()} | {tls.INSTALLING}
     found |= {sentence for _, sentence in status._HEALTH.values()}
     return found
 

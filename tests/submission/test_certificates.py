@@ -9,8 +9,8 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was said in the log."""
     lines: list[str] = []
     monkeypatch.setattr(maillog, "notice", lines.append)
-    monkeypatch.setattr(maillog, "error", lines.append)
+    monkeypatch.setattr(maillog, "alert", lambda *, reason: lines.append(reason))
     return lines
 
 
@@ -181,31 +181,95 @@ def test_names() -> None:
     assert names_of("relay.local") == ("relay.local", "relay")
 
 
+def handshakes(found: Certificates, count: int) -> None:
+    """Contexts asked for in a running loop; what they set going is waited for."""
+
+    async def run() -> None:
+        for _ in range(count):
+            found.context()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others)
+
+    asyncio.run(run())
+
+
+def test_an_address_that_comes_late_is_noticed_at_a_handshake(
+    made: Certificates, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now: tuple[str, ...] = ()
+    late = Certificates(config(), made.directory.parent, addresses=lambda: now)
+    asyncio.run(late.ensure())
+    before = late.context()
+    now = ("10.0.0.7",)
+    handshakes(late, 3)
+    assert late.context() is before  # looked at less than a minute ago
+    monkeypatch.setattr(certificates, "_LOOK_AGAIN_SECONDS", 0.0)
+    late._judge_at = 0.0
+    handshakes(late, 3)
+    assert len(said) == 2 and "10.0.0.7" in said[1]
+    assert late.context() is not before
+    text = openssl("verify", "-CAfile", made.directory / "ca.pem", "-verify_ip", "10.0.0.7",
+                   made.directory / "device.pem")  # fmt: skip
+    assert "OK" in text
+
+
+def test_what_cannot_be_renewed_at_a_handshake_is_not_tried_at_each(
+    made: Certificates, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = Certificates(config(), made.directory.parent, addresses=lambda: ("10.0.0.7",))
+    monkeypatch.setattr(certificates.sys, "executable", "/nowhere/python")  # type: ignore[attr-defined]
+    for _ in range(3):
+        handshakes(moved, 2)
+    assert len(said) == 2 and "the old one is served on" in said[1]
+
+
+def test_a_renewal_that_is_asked_for(made: Certificates) -> None:
+    ca, before, context = serial(made.directory / "ca.pem"), made.served(), made.context()
+    asyncio.run(made.renew())
+    assert made.served().chain != before.chain and made.context() is not context
+    assert serial(made.directory / "ca.pem") == ca
+    assert "KEY" not in before.chain and before.chain.count("BEGIN CERTIFICATE") == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_root_makes_belongs_to_the_owner_of_the_state_folder() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # open to others, unlike pytest's own
+        Path(folder).chmod(0o755)
+        home = _folder(Path(folder) / "state")
+        os.chown(home, 4711, 4712)
+        asyncio.run(Certificates(config(), home, addresses=lambda: ADDRESSES).renew())
+        files = [home / "tls", *(home / "tls").iterdir()]
+        assert {(file.stat().st_uid, file.stat().st_gid) for file in files} == {(4711, 4712)}
+
+
 # ── the clock ────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def unsynchronised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "clock_is_synchronised", lambda: False)
-
-
-@pytest.mark.usefixtures("unsynchronised")
 def test_a_first_leaf_at_a_wrong_clock_is_dated_by_the_last_known_time(tmp_path: Path) -> None:
-    in_1970 = Certificates(config(), tmp_path, now=lambda: 3600.0, addresses=lambda: ())
+    in_1970 = Certificates(
+        config(), tmp_path, clock_is_wrong=lambda: True, now=lambda: 3600.0, addresses=lambda: ()
+    )
     asyncio.run(in_1970.ensure())
     leaf = in_1970.directory / "device.pem"
     assert abs(moment(leaf, "-startdate") - (state.last_known_time(tmp_path) - DAY)) < 2
+    assert in_1970.troubles() == []
 
 
-@pytest.mark.usefixtures("unsynchronised")
 def test_at_a_wrong_clock_nothing_is_renewed(made: Certificates, said: list[str]) -> None:
     before = serial(made.directory / "device.pem")
-    moved: Callable[[], tuple[str, ...]] = lambda: ("192.168.9.9",)  # noqa: E731
-    behind = Certificates(config(), made.directory.parent, now=lambda: 3600.0, addresses=moved)
-    asyncio.run(behind.ensure())
+    clock_is_wrong = True
+    moved = Certificates(
+        config(),
+        made.directory.parent,
+        clock_is_wrong=lambda: clock_is_wrong,
+        addresses=lambda: ("192.168.9.9",),
+    )
+    asyncio.run(moved.ensure())
+    with pytest.raises(CertificateError, match="clock is wrong"):
+        asyncio.run(moved.renew())
     assert serial(made.directory / "device.pem") == before
-    right = Certificates(config(), made.directory.parent, addresses=moved)
-    asyncio.run(right.ensure())
+    clock_is_wrong = False
+    asyncio.run(moved.ensure())
     assert serial(made.directory / "device.pem") != before
 
 
@@ -218,8 +282,9 @@ def test_an_expired_leaf_that_cannot_be_renewed_is_served_with_a_warning(
     )
     asyncio.run(later.ensure())
     assert isinstance(later.context(), ssl.SSLContext)
-    assert any("could not be renewed" in line for line in said)
+    assert any("no certificate could be made" in line for line in said)
     assert any("expired" in line for line in said)
+    assert later.troubles() == [certificates.EXPIRED]
 
 
 # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────
@@ -322,8 +387,19 @@ def test_a_damaged_one_leaves_the_last_good_one(
     for _ in range(3):
         assert subject_served(own.context()) == "first.example"
     assert len(said) == 1 and "last good one" in said[0]
+    assert own.troubles() == said and own.served().problem == said[0]
     self_signed(tmp_path, "third.example")
     assert subject_served(own.context()) == "third.example"
+    assert own.troubles() == []
+
+
+def test_the_admins_own_is_not_ours_to_renew(own: Certificates, tmp_path: Path) -> None:
+    own.context()
+    self_signed(tmp_path, "second.example")
+    with pytest.raises(CertificateError, match="your own certificate"):
+        asyncio.run(own.renew())
+    assert subject_served(own.context()) == "second.example"  # but it was read again
+    assert own.served().is_admins
 
 
 def test_files_are_looked_at_once_a_second_at_most(
