@@ -80,7 +80,8 @@ class Envelope:
     body_type: str = "7BIT"  # what the content is: "8BITMIME" where any octet has its high bit
     smtputf8: bool = False
     envid: str | None = None
-    ret: str | None = None  # "FULL" | "HDRS"
+    ret: str | None = None  # "FULL" | "HDRS", as given
+    requiretls: bool = False  # RFC 8689: only over TLS that is verified, to those who keep to the same
     original_reverse_path: str | None = None  # before sender rewriting, where it differs
     client: str = ""  # address
     device: str = ""  # name, "" for an unknown client
