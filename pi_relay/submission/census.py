@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from pi_relay.model import Reply
+from pi_relay.submission.replies import CONSEQUENCES, Refused
+
 _SEEN_MAX = 1000
+_WORDS_MAX = 320  # of what a client said
 
 
 @dataclass(slots=True)
@@ -20,6 +24,9 @@ class Seen:
     last_seen_at: float  # seconds since the epoch
     accepted: int = 0
     refused: int = 0
+    last_refusal: Reply | None = None
+    last_reason: str = ""
+    last_about: str = ""  # the sender, recipient or user name that was refused
 
 
 class Census:
@@ -52,9 +59,13 @@ class Census:
         self.accepted += 1
         self._see(device, address, at).accepted += 1
 
-    def count_refused(self, device: str, address: str, at: float) -> None:
+    def count_refused(self, device: str, address: str, at: float, refused: Refused) -> None:
         self.refused += 1
-        self._see(device, address, at).refused += 1
+        seen = self._see(device, address, at)
+        seen.refused += 1
+        if refused.reply not in CONSEQUENCES or seen.last_refusal is None:
+            seen.last_refusal = refused.reply
+            seen.last_reason, seen.last_about = refused.reason[:_WORDS_MAX], refused.about[:_WORDS_MAX]
 
     def seen(self) -> tuple[Seen, ...]:
         """The latest first."""

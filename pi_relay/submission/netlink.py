@@ -1,4 +1,4 @@
-"""Asking the kernel of its links, addresses and routes: rtnetlink(7), as far as we need it.
+"""Asking the kernel of its links, addresses, routes and neighbours: rtnetlink(7), as far as we need it.
 
 Rules: one dump an answer, nothing is ever changed. It must not know what the answers are used for.
 """
@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-GET_LINK, GET_ADDRESS, GET_ROUTE = 18, 22, 26  # RTM_GET*
+GET_LINK, GET_ADDRESS, GET_ROUTE, GET_NEIGHBOUR = 18, 22, 26, 30  # RTM_GET*
 
 _ERROR, _DONE = 2, 3  # NLMSG_*
 _REQUEST_DUMP = 0x0001 | 0x0300  # NLM_F_*

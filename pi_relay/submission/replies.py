@@ -10,12 +10,16 @@ from pi_relay.model import Reply
 
 
 class Refused(Exception):
-    """A command is answered with ``reply``; ``reason`` is for the mail log, where it can say more."""
+    """A command is answered with ``reply``; ``reason`` is for the mail log, where it can say more.
 
-    def __init__(self, reply: Reply, reason: str = "") -> None:
+    ``about``: the sender, recipient or user name that is refused, for `devices` to word what would mend it.
+    """
+
+    def __init__(self, reply: Reply, reason: str = "", *, about: str = "") -> None:
         super().__init__(str(reply))
         self.reply = reply
         self.reason = reason or reply.text
+        self.about = about
 
 
 BARE_CR_OR_LF = Reply(550, "5.6.11", "the message has a line end other than CR LF")
@@ -72,3 +76,6 @@ AUTH_BAD_BASE64 = Reply(501, "5.5.2", "this is not base64")
 AUTH_BAD_RESPONSE = Reply(501, "5.5.2", "the response does not fit the mechanism")
 AUTH_FAILED = Reply(535, "5.7.8", "user name or password is wrong")
 TOO_MANY_GUESSES = Reply(421, "4.7.0", "too many failed authentications")
+
+# They only end what other refusals began, and explain nothing.
+CONSEQUENCES = frozenset({TOO_MANY_ERRORS, TOO_MANY_GUESSES})

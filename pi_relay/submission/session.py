@@ -193,7 +193,7 @@ class Session(Connection):
 
     def note_refusal(self, refused: Refused) -> None:
         service, device = self._service, self._device.name if self._device else ""
-        service.census.count_refused(device, self._client.address, service.now())
+        service.census.count_refused(device, self._client.address, service.now(), refused)
         maillog.refused(
             client=self._client.address, device=device, reply=refused.reply, reason=refused.reason
         )
@@ -282,7 +282,7 @@ class Session(Connection):
         device = self._device.name if self._device else ""
         via = routes.via_for(config, transaction.reverse_path, path, device)
         if not via:
-            raise Refused(replies.NO_ROUTE)
+            raise Refused(replies.NO_ROUTE, about=path)
         declared_size_bytes = transaction.declared_size_bytes
         if declared_size_bytes and routes.too_large_for(config, via, declared_size_bytes):
             raise Refused(replies.MESSAGE_TOO_LARGE)
@@ -479,7 +479,9 @@ class Session(Connection):
             self.answer(b"235 2.7.0 welcome\r\n")
             return
         self._guesses += 1
-        refused = Refused(replies.AUTH_FAILED, f"wrong password, or no device, for {username!r}")
+        refused = Refused(
+            replies.AUTH_FAILED, f"wrong password, or no device, for {username!r}", about=username
+        )
         if self._guesses < GUESSES_MAX:
             raise refused
         self.note_refusal(refused)

@@ -149,3 +149,37 @@ def test_a_machine_with_a_bit_of_everything() -> None:
     assert set(networks) == {"127.0.0.0/8", "::1/128", "192.168.7.0/24", "2001:db8:7::/64"}
     assert link_local == [int(office)]
     assert gateways == ["192.168.7.1"]
+
+
+_NEIGHBOURS = """
+set -e
+ip link add office type veth peer name cable
+ip link set office up; ip link set cable up
+ip address add 192.168.7.2/24 dev office
+ip neighbour add 192.168.7.9 lladdr 00:1b:a9:12:34:56 dev office
+ip neighbour add fe80::9 lladdr 00:1b:a9:12:34:57 dev office
+ip neighbour add 192.168.7.10 lladdr 00:1b:a9:12:34:58 dev office nud failed
+"$0" -c "
+from pi_relay.submission.neighbours import read_neighbours
+for known in read_neighbours():
+    print(known.address, known.mac)
+"
+"""
+
+
+def test_neighbours_are_those_of_ip() -> None:
+    """In a network namespace of its own."""
+    namespace = ["unshare", "--map-root-user", "--net"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*namespace, "true"], capture_output=True).returncode
+    ):
+        pytest.skip("no namespaces here")
+    ended = subprocess.run(
+        [*namespace, "sh", "-c", _NEIGHBOURS, sys.executable], capture_output=True, text=True, timeout=60
+    )
+    if "Unknown device type" in ended.stderr or "not supported" in ended.stderr:
+        pytest.skip(ended.stderr)
+    assert ended.returncode == 0, ended.stderr
+    found = dict(line.split() for line in ended.stdout.splitlines())
+    assert found == {"192.168.7.9": "00:1b:a9:12:34:56", "fe80::9": "00:1b:a9:12:34:57"}
