@@ -99,13 +99,15 @@ def _duration(text: str) -> float:
 def find(directory: Path, word: str, since: float = 0.0) -> list[Event]:
     """The events of all messages that the word matches, and what else it matches, in the order of the log."""
     words = _spellings(directory, word)
+    is_address = "@" in word  # then it is the same in either case
     first_day = maillog.rfc3339(since)[:10]
     files = [path for path in maillog.log_files(directory) if maillog.file_day(path) >= first_day]
     oldest = maillog.rfc3339(since)
+    wanted = _holds(words, lowered=is_address)
     lines: list[tuple[int, int, Event]] = []  # file, place in it, event
     queue_ids: set[str] = set()
     for number, path in enumerate(files):
-        for place, event in _events(path, _holds(words), oldest):
+        for place, event in _events(path, wanted, oldest, lowered=is_address):
             if not any(_is_about(event, word) for word in words):
                 continue
             if "queue_id" in event:
@@ -138,11 +140,10 @@ def _spellings(directory: Path, word: str) -> list[str]:
     return [word, maillog.AddressMask(salt).text(word)] if salt else [word]
 
 
-def _holds(words: list[str]) -> re.Pattern[bytes]:
-    longest = (max(maillog.escaped(word).split("*"), key=len) for word in words)
-    # Addresses are the same in either case; a queue id or a name is found faster as it stands.
-    flags = re.IGNORECASE if any("@" in word for word in words) else re.NOFLAG
-    return re.compile(b"|".join(re.escape(part.encode()) for part in longest), flags)
+def _holds(words: list[str], *, lowered: bool) -> re.Pattern[bytes]:
+    """The longest part of each word that stands in a line as it is: of an address in lower case."""
+    longest = [max(maillog.escaped(word).split("*"), key=len).encode() for word in words]
+    return re.compile(b"|".join(re.escape(part.lower() if lowered else part) for part in longest))
 
 
 def _names(queue_ids: set[str]) -> re.Pattern[bytes]:
@@ -158,16 +159,25 @@ def _roots(queue_ids: Iterable[str]) -> set[bytes]:
 
 
 def _events(
-    path: Path, wanted: re.Pattern[bytes], oldest: str, among: Iterable[str] = ()
+    path: Path,
+    wanted: re.Pattern[bytes],
+    oldest: str,
+    among: Iterable[str] = (),
+    *,
+    lowered: bool = False,
 ) -> Iterator[tuple[int, Event]]:
-    """Place and event of the lines in which ``wanted`` is found, with an id ``among`` these."""
+    """Place and event of the lines in which ``wanted`` is found, with an id ``among`` these.
+
+    ``lowered``: it is looked for in the line in lower case, several times as quick as a pattern that ignores
+    the case.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return  # retention was quicker
     ids = _roots(among)
     position = 0
-    for found in wanted.finditer(data):
+    for found in wanted.finditer(data.lower() if lowered else data):
         if found.start() < position or (ids and found["id"] not in ids):
             continue
         start = data.rfind(b"\n", 0, found.start()) + 1
