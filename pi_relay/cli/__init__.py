@@ -28,6 +28,8 @@ COMMANDS = {
     "trace": "the life of messages: by queue id, Message-ID, address or device",
     "send-test": "send a test message through the running relay and wait for its fate",
     "password": "make the hash of a device's password",
+    "backup": "configuration, secrets, keys and certificates, and the queue if wanted, into one file",
+    "restore": "put back what pi-relay backup has written, and check it",
     "sendmail": "sendmail(1) for the programs of this machine: a message on stdin goes into the queue",
     "tls": "the certificate that devices see: show it, renew it, export its CA",
     "reload": "let the running relay read its configuration file again",
@@ -42,8 +44,6 @@ NOT_YET = (
     "web",
     "devices",
     "dkim",
-    "backup",
-    "restore",
 )
 INTERRUPTED = 130
 

@@ -371,4 +371,57 @@ Where a device asks whether to trust: compare the SHA-256 with `pi-relay tls sho
     "the message": "メール",
     "the relay does not answer on this machine: {trouble}": "この機械でリレーが応答しません: {trouble}",
     "systemctl start pi-relay": "systemctl start pi-relay",
+    # ── backup, restore ──
+    "configuration, secrets, keys and certificates, and the queue if wanted, into one file": (
+        "設定、秘密情報、鍵、証明書 (望めばキューも) を一つのファイルに書き出す"
+    ),
+    "put back what pi-relay backup has written, and check it": "pi-relay backup が書いたものを戻して検査する",
+    "Write the configuration, its secrets, keys and certificates, and with --queue the mail that waits,"
+    " into one file of mode 0600. The relay may run, but for --queue it must be stopped.": (
+        "設定、その秘密情報、鍵、証明書を、--queue があれば待っているメールも、モード 0600 の一つのファイルに書きます。"
+        "リレーは動いていて構いませんが、--queue には停止が必要です。"
+    ),
+    "where to write it; - is stdout": "書き出す先。- は標準出力",
+    "the mail that waits, too": "待っているメールも",
+    "replace FILE if it exists": "FILE があれば置き換える",
+    "{path} does not exist": "{path} はありません",
+    "the relay is running: what it delivers after the backup would be sent again": (
+        "リレーが動いています。バックアップの後に配信されたメールがもう一度送られることになります"
+    ),
+    "systemctl stop pi-relay first, or leave out --queue": "先に systemctl stop pi-relay とするか、--queue を外します",
+    "not in the backup, for it does not exist: {path}": "ファイルがないため、バックアップに入っていません: {path}",
+    "{path} cannot be read or written": "{path} を読み書きできません",
+    "use sudo": "sudo を使います",
+    "{files} files, {size}: {path}": "{files} ファイル、{size}: {path}",
+    "It holds passwords and keys: keep it where nobody else reads it.": (
+        "パスワードと鍵が入っています。他の人が読めない所に保管してください。"
+    ),
+    "{path} exists already": "{path} はもうあります",
+    "another name, or --force": "別の名前にするか、--force を付けます",
+    "it has no manifest": "目録がありません",
+    "it was made by a newer pi-relay ({version})": "より新しい pi-relay ({version}) で作られたものです",
+    "{name} does not belong in it": "{name} は入っているはずのないものです",
+    "files are missing": "ファイルが足りません",
+    "{path} is no whole backup of pi-relay: {why}": "{path} は pi-relay の完全なバックアップではありません: {why}",
+    "nothing was changed; take another file": "何も変えていません。別のファイルを使ってください",
+    "Put back what pi-relay backup has written, and check it. The relay must be stopped. Files of the"
+    " configuration that are here already stay, with .before-restore at the end of their names.": (
+        "pi-relay backup が書いたものを戻して検査します。リレーは停止していなければなりません。すでにある設定ファイルは、"
+        "名前の後に .before-restore を付けて残します。"
+    ),
+    "what pi-relay backup has written": "pi-relay backup が書いたもの",
+    "the mail that waited, too": "待っていたメールも",
+    "the relay is running": "リレーが動いています",
+    "systemctl stop pi-relay first": "先に systemctl stop pi-relay とします",
+    "{path} cannot be written": "{path} に書けません",
+    "restored: {files} files of {created_at}": "戻しました: {created_at} の {files} ファイル",
+    "The mail in the backup was left out: --queue restores it too.": (
+        "バックアップにあるメールは戻していません。--queue で戻せます。"
+    ),
+    "Now: systemctl start pi-relay": "次に: systemctl start pi-relay",
+    "{path} holds no configuration": "{path} に設定がありません",
+    "the backup holds no queue": "バックアップにキューがありません",
+    "restore without --queue": "--queue なしで戻します",
+    "{path} holds mail, which a restored queue would replace": "{path} にはメールがあり、戻すと失われます",
+    "let it be delivered first, or restore without --queue": "先に配信させるか、--queue なしで戻します",
 }
