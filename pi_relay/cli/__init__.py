@@ -30,6 +30,7 @@ COMMANDS = {
     "password": "make the hash of a device's password",
     "backup": "configuration, secrets, keys and certificates, and the queue if wanted, into one file",
     "restore": "put back what pi-relay backup has written, and check it",
+    "dkim": "make the key that signs mail of a domain, print its DNS record, and check it",
     "sendmail": "sendmail(1) for the programs of this machine: a message on stdin goes into the queue",
     "tls": "the certificate that devices see: show it, renew it, export its CA",
     "reload": "let the running relay read its configuration file again",
@@ -43,7 +44,6 @@ NOT_YET = (
     "auth",
     "web",
     "devices",
-    "dkim",
 )
 INTERRUPTED = 130
 

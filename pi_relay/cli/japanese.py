@@ -42,6 +42,7 @@ TEXTS = {
     "the life of messages: by queue id, Message-ID, address or device": "メールの足跡: queue id、Message-ID、アドレス、機器で探す",
     "send a test message through the running relay and wait for its fate": "動いているリレーからテストメールを送り、結果を待つ",
     "make the hash of a device's password": "機器のパスワードのハッシュを作る",
+    "make the key that signs mail of a domain, print its DNS record, and check it": "ドメインのメールに署名する鍵を作り、DNS レコードを示して確かめる",
     "let the running relay read its configuration file again": "動いているリレーに設定ファイルを読み直させる",
     "see a scan go through a relay to a stand-in smart host, and leave nothing behind": "スキャンがリレーを通って届くまでを試す (後には何も残さない)",
     "a stand-in smart host that keeps what it takes in a Maildir": "受け取ったメールを Maildir に保存する代役のスマートホスト",
@@ -305,6 +306,48 @@ Where a device asks whether to trust: compare the SHA-256 with `pi-relay tls sho
   macOS                   キーチェーンアクセスで開き、「信頼」を「常に信頼」に
   Debian                  /usr/local/share/ca-certificates/NAME.crt に置き、update-ca-certificates
 機器が信頼してよいか尋ねたら、`pi-relay tls show` の SHA-256 と見比べてください。""",
+    # ── dkim ──
+    "Make the key that signs mail of a domain (DKIM), print the record to publish in DNS and the lines"
+    " for the configuration file, and look whether the record is published. A key that is there is"
+    " kept, and its record printed again. Exit code 1 while the record is missing or wrong; a key just"
+    " made may lack it.": (
+        "ドメインのメールに署名する鍵 (DKIM) を作り、DNS に公開するレコードと設定ファイルに書く行を示し、"
+        "公開されているかを確かめます。鍵がすでにあれば変えず、レコードをもう一度示します。"
+        "レコードがないか違っていれば終了コードは 1 です (作ったばかりの鍵なら、まだなくても 0)。"
+    ),
+    "the domain of your senders": "差出人のドメイン",
+    "the key's name in DNS (default: relay1)": "DNS での鍵の名前 (既定: relay1)",
+    "the kind of a new key (default: rsa)": "新しい鍵の種類 (既定: rsa)",
+    "{path} is there already, and is of type {kind}": "{path} はすでにあり、種類は {kind} です",
+    "choose another --selector for the new key": "新しい鍵には別の --selector を選んでください",
+    "{text!r} is no domain": "{text!r} はドメインではありません",
+    "{text!r} is no selector": "{text!r} は selector ではありません",
+    "for example: {example}": "例: {example}",
+    "A new key was made: {path}": "新しい鍵を作りました: {path}",
+    "The key is there already: {path}": "鍵はすでにあります: {path}",
+    "1. Publish this TXT record in the DNS of {domain}:": "1. {domain} の DNS に次の TXT レコードを公開してください:",
+    "name": "名前",
+    "value": "値",
+    "or, as a line of a zone file:": "または、ゾーンファイルの行として:",
+    "2. {file} has this key already.": "2. {file} にはこの鍵がすでに書かれています。",
+    "2. Then add these lines to {file}, and run: pi-relay check && pi-relay reload": (
+        "2. 次に {file} に以下の行を加え、pi-relay check && pi-relay reload を実行してください"
+    ),
+    "In DNS:": "DNS では:",
+    "the record is right.": "レコードは正しく公開されています。",
+    "cannot be asked now: {problem}": "今は問い合わせできません: {problem}",
+    "not there yet (new records may take an hour to be seen everywhere)": (
+        "まだありません (新しいレコードが行き渡るまで一時間ほどかかることがあります)"
+    ),
+    "there are several TXT records; take out all but the right one": (
+        "TXT レコードが複数あります。正しいもの以外を消してください"
+    ),
+    "another record stands there; put the one above in its place, or choose another --selector": (
+        "別のレコードがあります。上のものに置き換えるか、別の --selector を選んでください"
+    ),
+    "the key was revoked (p= is empty); choose another --selector": (
+        "この鍵は失効しています (p= が空)。別の --selector を選んでください"
+    ),
     # ── demo ──
     "Start a relay and a stand-in smart host in a temporary folder, let a pretend printer send a scan of"
     " 5 MB, and show how it arrives. Nothing of it is left behind.": (

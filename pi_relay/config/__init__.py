@@ -61,6 +61,7 @@ __all__ = [
     "Wrong",
     "a_labels",
     "check",
+    "despite_errors",
     "in_words",
     "load",
     "secret_files",
@@ -84,17 +85,29 @@ def check(path: Path, *, not_yet: Collection[str] = NOT_YET) -> tuple[Config | N
     ``not_yet``: the keys to refuse as not available, in the form of schema.NOT_YET.
     """
     try:
-        text = _text(path)
-        document = _document(text)
+        config, report = _read(path, not_yet)
     except _Unreadable as unreadable:
         return None, [unreadable.finding]
-    report = Report(text, document)
-    config = read(document, path.absolute(), report, not_yet)
     for rule in RULES:
         rule(config, report)
     findings = report.findings()
     is_good = all(finding.severity is Severity.WARNING for finding in findings)
     return (config if is_good else None), findings
+
+
+def despite_errors(path: Path) -> Config | None:
+    """The file as far as it goes, bad values at their defaults: for what helps to write it. None: no TOML."""
+    try:
+        return _read(path, ())[0]
+    except _Unreadable:
+        return None
+
+
+def _read(path: Path, not_yet: Collection[str]) -> tuple[Config, Report]:
+    text = _text(path)
+    document = _document(text)
+    report = Report(text, document)
+    return read(document, path.absolute(), report, not_yet), report
 
 
 class _Unreadable(Exception):
