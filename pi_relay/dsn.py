@@ -6,7 +6,8 @@ an SMTPUTF8 original are the message/global ones of RFC 6533.
 
 Rules: pure; from the same input come the same bytes, so that a replay overwrites only itself. Everything is
 7-bit, with lines of at most 998 octets, so that any next hop can carry it; only an address that needs
-SMTPUTF8 brings raw UTF-8, in To. Prose tells who, what, why (in the other side's words) and what to do.
+SMTPUTF8 brings raw UTF-8, in To. Prose tells who, what, why (in the other side's words) and what to do. Of a
+message that asked for REQUIRETLS nothing is shown: so its report may go any way that there is (RFC 8689 5).
 It must not know the queue, or where a report goes from here.
 """
 
@@ -17,7 +18,7 @@ import textwrap
 from base64 import b64encode
 from binascii import b2a_base64, b2a_qp
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pi_relay import headers
 from pi_relay.lifecycle import DELETED, NEVER_TRIED, Report, ReportKind, expiry
@@ -52,15 +53,15 @@ def compose(
     ``language``: "en" or "ja"; ``retry_until``: when a delayed message is given up.
     """
     texts = TEXTS.get(language, TEXTS["en"])
+    if original.envelope.requiretls:
+        original = replace(original, header=b"", body=None)
     utf8 = original.envelope.smtputf8
     boundary = f"=_{report.queue_id}"
     prose = _prose(texts, report, original, hostname, retry_until)
     status = _delivery_status(report, original.envelope, hostname, now, retry_until, utf8)
-    parts = (
-        _text_part(prose, language),
-        _status_part(status, utf8),
-        _original_part(report, original, utf8),
-    )
+    parts = [_text_part(prose, language), _status_part(status, utf8)]
+    if original.header:
+        parts.append(_original_part(report, original, utf8))
     body = b"".join(b"--%s\r\n%s\r\n" % (boundary.encode(), part) for part in parts)
     body = b"This is a report in MIME format.\r\n\r\n" + body + b"--%s--\r\n" % boundary.encode()
     fields = _header_fields(texts, report, original, hostname, language, now, boundary)

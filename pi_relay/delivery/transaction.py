@@ -86,15 +86,18 @@ def commands(
         mail += "".join(
             f" {key}={value}" for key, value in (("RET", envelope.ret), ("ENVID", envelope.envid)) if value
         )
-    rcpts = [_line(f"RCPT TO:<{each.forward_path}>{_dsn(each, extensions)}") for each in recipients]
+    rcpts = [_line(f"RCPT TO:<{each.forward_path}>{_dsn(each, extensions, smtputf8)}") for each in recipients]
     return Transaction(_line(mail), rcpts, message, size_bytes)
 
 
-def _dsn(recipient: Recipient, extensions: Extensions) -> str:
+def _dsn(recipient: Recipient, extensions: Extensions, smtputf8: bool) -> str:
     if not extensions.dsn:
         return ""
     notify = f" NOTIFY={','.join(recipient.notify)}" if recipient.notify else ""
-    return notify + (f" ORCPT={recipient.original_recipient}" if recipient.original_recipient else "")
+    original = recipient.original_recipient or ""
+    if not (smtputf8 or original.isascii()):  # RFC 6533 3: then letters beyond ASCII are spelt out
+        original = "".join(each if each.isascii() else f"\\x{{{ord(each):X}}}" for each in original)
+    return notify + (f" ORCPT={original}" if original else "")
 
 
 def _line(command: str) -> bytes:

@@ -58,6 +58,7 @@ SENDER_INVALID = Reply(501, "5.1.7", "the sender address is not well formed")
 NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "an address beyond ASCII needs SMTPUTF8")
 PARAMETER_INVALID = Reply(501, "5.5.4", "a parameter is not well formed")
 PARAMETER_UNKNOWN = Reply(555, "5.5.4", "a parameter is not known here")
+NEEDS_TLS = Reply(530, "5.7.10", "REQUIRETLS is for messages that come over TLS")
 NO_POSTMASTER = Reply(550, "5.1.1", "no postmaster is configured")
 
 TLS_ALREADY = Reply(503, "5.5.1", "TLS is already in use")

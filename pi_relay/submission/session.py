@@ -9,17 +9,16 @@ It must not know sockets, nor what the queue does with a message.
 from __future__ import annotations
 
 import asyncio
-import re
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pi_relay import headers, maillog, routes
 from pi_relay.config import Config, Device, Listener
 from pi_relay.model import IncomingMessage, QueueRefusal, Recipient, Reply
-from pi_relay.submission import auth, connection, paths, replies
+from pi_relay.submission import auth, connection, parameters, paths, replies
 from pi_relay.submission.auth import GUESSES_MAX, Authenticator
 from pi_relay.submission.census import Census
 from pi_relay.submission.connection import Connection, GoodBye
@@ -67,11 +66,12 @@ class Terms:
         self.helo = f"250 {config.hostname}\r\n".encode()
         self.ehlo_plain = self._ehlo()
         self.ehlo_starttls = self._ehlo("STARTTLS")
-        self.ehlo_tls = self._ehlo(*(["AUTH PLAIN LOGIN"] if listener.auth != "off" else []))
+        self.ehlo_tls = self._ehlo("REQUIRETLS", *(["AUTH PLAIN LOGIN"] if listener.auth != "off" else []))
 
     def _ehlo(self, *more: str) -> bytes:
         size = f"SIZE {self.size_max_bytes}"
-        words = [self.hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", *more, "ENHANCEDSTATUSCODES"]
+        words = [self.hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "DSN", *more]
+        words.append("ENHANCEDSTATUSCODES")
         lines = [f"250-{word}\r\n" for word in words[:-1]]
         return "".join([*lines, f"250 {words[-1]}\r\n"]).encode()
 
@@ -234,45 +234,24 @@ class Session(Connection):
         refusal = service.policy.refusal(self._terms.listener, client, authenticated=self._username != "")
         if refusal is not None:
             raise Refused(refusal)
-        path, parameters = paths.parse_mail(argument, brackets_needed=not client.local)
-        declared_size_bytes = self._check_mail_parameters(parameters) if parameters else None
+        path, given = paths.parse_mail(argument, brackets_needed=not client.local)
+        asked = parameters.of_mail(given, extended=self._extended, tls=self.tls != "")
+        if (asked.size_bytes or 0) > self._terms.size_max_bytes:
+            raise Refused(replies.MESSAGE_TOO_LARGE)
         if not service.config.routes:
             raise Refused(replies.NO_WAY_OUT)
         self._transaction = Transaction(
-            service.begin(declared_size_bytes),
-            path,
-            smtputf8="SMTPUTF8" in parameters,
-            declared_size_bytes=declared_size_bytes or 0,
-            began_at=self.loop.time(),
+            service.begin(asked.size_bytes), path, asked, began_at=self.loop.time()
         )
         self.answer(b"250 2.1.0 ok\r\n")
-
-    def _check_mail_parameters(self, parameters: Mapping[str, str]) -> int | None:
-        """The declared size (RFC 1870), None without one."""
-        if not self._extended:
-            raise Refused(replies.PARAMETER_UNKNOWN)
-        for name, value in parameters.items():
-            accepts = _MAIL_PARAMETERS.get(name)
-            if accepts is None:
-                raise Refused(replies.PARAMETER_UNKNOWN)
-            if not accepts(value):
-                raise Refused(replies.PARAMETER_INVALID)
-        if "SIZE" not in parameters:
-            return None
-        size_bytes = int(parameters["SIZE"])
-        if size_bytes > self._terms.size_max_bytes:
-            raise Refused(replies.MESSAGE_TOO_LARGE)
-        return size_bytes
 
     async def _rcpt(self, argument: bytes) -> None:
         transaction, config = self._transaction, self._service.config
         if transaction is None:
             raise Refused(replies.MAIL_FIRST)
-        path, parameters = paths.parse_rcpt(
-            argument, brackets_needed=not self._client.local, utf8_allowed=transaction.smtputf8
-        )
-        if parameters:
-            raise Refused(replies.PARAMETER_UNKNOWN)
+        utf8 = transaction.asked.smtputf8
+        path, given = paths.parse_rcpt(argument, brackets_needed=not self._client.local, utf8_allowed=utf8)
+        asked = parameters.of_rcpt(given, extended=self._extended, utf8=utf8)
         if len(transaction.recipients) >= config.submission.recipients_max:
             raise Refused(replies.TOO_MANY_RECIPIENTS)
         if path == "postmaster":
@@ -283,10 +262,10 @@ class Session(Connection):
         via = routes.via_for(config, transaction.reverse_path, path, device)
         if not via:
             raise Refused(replies.NO_ROUTE, about=path)
-        declared_size_bytes = transaction.declared_size_bytes
+        declared_size_bytes = transaction.asked.size_bytes
         if declared_size_bytes and routes.too_large_for(config, via, declared_size_bytes):
             raise Refused(replies.MESSAGE_TOO_LARGE)
-        transaction.recipients.append(Recipient(path))
+        transaction.recipients.append(Recipient(path, asked.original_recipient, asked.notify))
         transaction.via.append(via)
         self.answer(b"250 2.1.5 ok\r\n")
 
@@ -306,7 +285,7 @@ class Session(Connection):
             hostname=self._terms.hostname,
             protocol=headers.protocol_name(
                 extended=self._extended,
-                utf8=transaction.smtputf8,
+                utf8=transaction.asked.smtputf8,
                 tls=self.tls != "",
                 authenticated=self._username != "",
             ),
@@ -534,11 +513,3 @@ _OTHER_PROTOCOLS = frozenset({b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CO
 def _is_of_other_protocol(verb: bytes) -> bool:
     # A field of HTTP counts too: a request line that is too long for us hides its verb.
     return verb.upper() in _OTHER_PROTOCOLS or verb.endswith(b":")
-
-
-_MAIL_PARAMETERS: dict[str, Callable[[str], object]] = {
-    "SIZE": re.compile(r"[0-9]{1,20}").fullmatch,  # RFC 1870
-    "BODY": re.compile(r"(?i)7BIT|8BITMIME").fullmatch,  # RFC 6152
-    "SMTPUTF8": re.compile("").fullmatch,  # RFC 6531
-    "AUTH": re.compile(".+").fullmatch,  # RFC 4954 5: whom it is for; nobody here asks
-}

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pi_relay import headers
 from pi_relay.headers import Header
 from pi_relay.model import Envelope, IncomingMessage, Recipient
+from pi_relay.submission.parameters import MailParameters
 from pi_relay.submission.replies import HEADER_TOO_LARGE, LOOP, SEVERAL_FROM, Refused
 
 
@@ -26,7 +27,7 @@ class Origin(NamedTuple):
 
 
 class Transaction:
-    """``via``: the ways out of each recipient, as the routes gave them. ``declared_size_bytes``: 0 is none.
+    """``asked``: the parameters of MAIL. ``via``: the ways out of each recipient, as the routes gave them.
     ``size_bytes``: what was stored. ``began_at``: in the loop's time.
     """
 
@@ -35,14 +36,13 @@ class Transaction:
         "_header_size_bytes",
         "_looked_at",
         "_needs_utf8",
+        "asked",
         "began_at",
-        "declared_size_bytes",
         "incoming",
         "message_id",
         "recipients",
         "reverse_path",
         "size_bytes",
-        "smtputf8",
         "via",
     )
 
@@ -50,15 +50,13 @@ class Transaction:
         self,
         incoming: IncomingMessage,
         reverse_path: str,
+        asked: MailParameters,
         *,
-        smtputf8: bool,
-        declared_size_bytes: int,
         began_at: float,
     ) -> None:
         self.incoming = incoming
         self.reverse_path = reverse_path
-        self.smtputf8 = smtputf8
-        self.declared_size_bytes = declared_size_bytes
+        self.asked = asked
         self.began_at = began_at
         self.recipients: list[Recipient] = []
         self.via: list[tuple[str, ...]] = []
@@ -90,6 +88,9 @@ class Transaction:
                 accepted_at=origin.at,
                 body_type="8BITMIME" if eight_bit else "7BIT",
                 smtputf8=self._needs_utf8,
+                envid=self.asked.envid,
+                ret=self.asked.ret,
+                requiretls=self.asked.requiretls,
                 client=origin.client,
                 device=origin.device,
                 header_size_bytes=self._header_size_bytes,
@@ -135,10 +136,8 @@ class Transaction:
         )
         message_id = header.value(b"message-id") or Header(added).value(b"message-id")
         self.message_id = message_id.decode("utf-8", "backslashreplace")
-        self._needs_utf8 = self.smtputf8 and not (
-            header.block.isascii()
-            and self.reverse_path.isascii()
-            and all(recipient.forward_path.isascii() for recipient in self.recipients)
+        self._needs_utf8 = self.asked.smtputf8 and not (
+            header.block.isascii() and self.reverse_path.isascii() and all(map(_is_ascii, self.recipients))
         )
         return self._received(origin) + added + header.block
 
@@ -153,3 +152,7 @@ class Transaction:
             recipient=only,
             at=origin.at,
         )
+
+
+def _is_ascii(recipient: Recipient) -> bool:
+    return recipient.forward_path.isascii() and (recipient.original_recipient or "").isascii()

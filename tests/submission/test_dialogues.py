@@ -9,9 +9,12 @@ A file is read line by line:
     C+ TEXT      the same without CRLF behind it
     TLS          the client begins TLS
     EOF          the client ends its half of the connection
-    S: PATTERN   the server's next reply: "..." stands for any text; "250*" for a whole reply of that code
+    S: PATTERN   the server's next reply: "..." stands for any text, \\n for a line end in it; "250*" for a
+                 whole reply of that code
     S.           the server closes
     Q: FROM > TO[, TO]   the next message in the queue, "<>" for the null reverse-path
+    E: KEY=VALUE ...   what its envelope says
+    R: KEY=VALUE ...   what it says of the next recipient
     F: NAMES     the fields put in front of it
     M: TEXT      its lines as stored behind those fields: all of them
     IN QUEUE N   so many messages are in the queue by now
@@ -81,7 +84,7 @@ def _steps(script: Path) -> Iterator[Step]:
     for number, line in enumerate(script.read_text(encoding="utf-8").splitlines(), 1):
         if not line or line.startswith("#"):
             continue
-        found = re.fullmatch(r"(C:|C\+|S:|S\.|TLS|EOF|Q:|F:|M:|IN QUEUE|@)(?: (.*))?", line)
+        found = re.fullmatch(r"(C:|C\+|S:|S\.|TLS|EOF|Q:|E:|R:|F:|M:|IN QUEUE|@)(?: (.*))?", line)
         assert found, f"{script.name}:{number}: not understood: {line}"
         yield found[1], found[2] or "", number
 
@@ -93,6 +96,7 @@ class Dialogue:
         self._client = client
         self._tls = tls
         self._read = 0  # messages of the queue that the script has looked at
+        self._recipients_read = 0  # of the last of them
 
     def run(self, steps: list[Step]) -> None:
         position = 0
@@ -131,6 +135,12 @@ class Dialogue:
                 envelope, _ = self._message()
                 recipients = ", ".join(recipient.forward_path for recipient in envelope.recipients)
                 assert f"{envelope.reverse_path or '<>'} > {recipients}" == argument
+                self._recipients_read = 0
+            case "E:":
+                _expect_fields(argument, self._message()[0])
+            case "R:":
+                _expect_fields(argument, self._message()[0].recipients[self._recipients_read])
+                self._recipients_read += 1
             case "F:":
                 assert re.findall(rb"(?m)^([\w-]+):", self._parts()[0]) == argument.encode().split()
             case "M:":
@@ -152,6 +162,14 @@ class Dialogue:
         return content[: front.end()], content[front.end() :]
 
 
+def _expect_fields(wanted: str, data: object) -> None:
+    for field in wanted.split():
+        key, _, value = field.partition("=")
+        found = getattr(data, key)
+        said = ",".join(found) if isinstance(found, tuple) else str(found)
+        assert said == value, f"{key} is {said}"
+
+
 def _octets(text: str) -> bytes:
     """The line's text as octets, with escapes undone."""
     data = text.encode()
@@ -169,5 +187,5 @@ def _expect(pattern: str, reply: str) -> None:
     if pattern.endswith("*"):
         assert reply[:3] == pattern[:-1], f"the server says {reply!r}"
         return
-    wanted = ".*".join(map(re.escape, pattern.split("...")))
+    wanted = ".*".join(map(re.escape, pattern.replace("\\n", "\n").split("...")))
     assert re.fullmatch(wanted, reply, re.DOTALL), f"the server says {reply!r}"

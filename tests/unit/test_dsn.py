@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flufl.bounce import all_failures
 
 from pi_relay import headers
 from pi_relay.dsn import FULL_SIZE_MAX_BYTES, HEADER_SIZE_MAX_BYTES, Original, compose
@@ -121,6 +122,7 @@ CASES = {
     "raw_8bit_header_en": Case(
         report(), original(header=HEADER.replace(b"Scan", "Prüfung".encode("latin-1")))
     ),
+    "requiretls_en": Case(report(), original(ret="FULL", requiretls=True, envid="QQ+3D314")),
     "short_hostname_en": Case(report(), original(), hostname="raspberrypi"),
 }
 
@@ -150,7 +152,7 @@ def parts_of(wire: bytes) -> list[EmailMessage]:
 def status_fields(wire: bytes) -> list[dict[str, str]]:
     """The groups of fields of the delivery-status part, by name in lower case."""
     boundary = b"--" + str(parsed(wire).get_boundary()).encode()
-    head, _, content = wire.split(boundary + b"\r\n")[2].partition(b"\r\n\r\n")
+    head, _, content = wire.split(boundary)[2].partition(b"\r\n\r\n")
     if b"quoted-printable" in head:
         content = quopri.decodestring(content)
     groups = [
@@ -190,11 +192,12 @@ def test_the_form_of_every_report(name: str) -> None:
     assert message["To"].addresses[0].addr_spec == case.report.to
     assert message["From"].addresses[0].username == "MAILER-DAEMON"
     assert message["Message-ID"].startswith(f"<{case.report.queue_id}@")
-    assert message["In-Reply-To"] == "<42@copier.office.example>"
+    redacted = case.original.envelope.requiretls
+    assert message["In-Reply-To"] == (None if redacted else "<42@copier.office.example>")
     assert message["Date"].datetime.timestamp() == NOW
     assert message["Subject"]
     parts = parts_of(wire)
-    assert len(parts) == 3 and not any(part.defects for part in parts)
+    assert len(parts) == (2 if redacted else 3) and not any(part.defects for part in parts)
     assert parts[0].get_content_type() == "text/plain"
     fields = status_fields(wire)
     assert fields[0]["reporting-mta"] == f"dns; {case.hostname}"
@@ -282,6 +285,32 @@ def test_a_large_header_block_is_cut_at_a_line() -> None:
     wire = Case(report(), original(header=large)).composed()
     assert len(wire) < HEADER_SIZE_MAX_BYTES + 8192
     assert "X-00010: vvv" in parts_of(wire)[2].as_string()
+
+
+def test_nothing_is_shown_of_a_message_that_asked_for_tls_all_the_way() -> None:
+    wire = CASES["requiretls_en"].composed()
+    assert b"Scan 0042" not in wire and b"42@copier" not in wire and b"First page" not in wire
+    assert status_fields(wire)[0]["original-envelope-id"] == "QQ=314"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_another_program_finds_out_who_did_not_get_it(name: str) -> None:
+    """flufl.bounce is what Mailman judges bounces by. It does not read the parts of RFC 6533."""
+    case = CASES[name]
+    transient, permanent = all_failures(parsed(case.composed()))
+    # Where ORCPT told what the sender had called the recipient, that is what helps him.
+    told = {_as_the_sender_knows(case.original.envelope.recipients[each]) for each in case.report.positions}
+    if case.original.envelope.smtputf8 or case.report.kind is ReportKind.RELAYED:
+        told = set()
+    found = {
+        address.decode() for address in (transient if case.report.kind is ReportKind.DELAYED else permanent)
+    }
+    assert found == told
+
+
+def _as_the_sender_knows(recipient: Recipient) -> str:
+    original = recipient.original_recipient
+    return original.partition(";")[2].replace("+2B", "+") if original else recipient.forward_path
 
 
 def test_smtputf8_originals_get_the_global_parts() -> None:
