@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Row:
     figures: tuple[Figure, ...]
     rounds: Callable[[Scale], int] = lambda scale: scale.rounds
     needs_card: bool = False
+    alone: bool = False  # of pi-relay only
 
 
 ROWS = (
@@ -73,6 +75,17 @@ ROWS = (
             Figure("mb_per_second", "relayed MB/s", Against.TIMES, 1.5, 3),
             Figure("cpu_ms", "CPU ms a message"),
         ),
+    ),
+    Row(
+        "dkim",
+        "25 MB, 4 sessions, signed (DKIM)",
+        work.signed,
+        (
+            Figure("mb_per_second", "relayed MB/s"),
+            Figure("times_slower", "unsigned MB/s to signed", Against.ITSELF, 2, 1.25),
+            Figure("cpu_ms", "CPU ms a message"),
+        ),
+        alone=True,
     ),
     Row(
         "memory",
@@ -118,7 +131,7 @@ class Outcome:
     row: Row
     figure: Figure
     ours: float
-    theirs: float
+    theirs: float  # not a number where there is no other
 
     @property
     def judged(self) -> float:
@@ -157,7 +170,7 @@ def table(results: Sequence[Outcome], names: tuple[str, str]) -> list[list[str]]
                 figure.label,
                 _number(outcome.ours),
                 _number(outcome.theirs),
-                _number(outcome.ours / outcome.theirs) if outcome.theirs else "-",
+                _number(outcome.ours / outcome.theirs if outcome.theirs else math.nan),
                 _target(figure, figure.must),
                 _target(figure, figure.aim),
                 outcome.verdict,
@@ -182,7 +195,7 @@ def as_markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _median(rounds: Sequence[Mapping[str, float]], measurement: str) -> float:
-    return statistics.median(measurements[measurement] for measurements in rounds)
+    return statistics.median(measurements[measurement] for measurements in rounds) if rounds else math.nan
 
 
 def _target(figure: Figure, target: float) -> str:
@@ -190,4 +203,6 @@ def _target(figure: Figure, target: float) -> str:
 
 
 def _number(value: float) -> str:
+    if math.isnan(value):
+        return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

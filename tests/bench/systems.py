@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pi_relay.signing_keys import make_key
 from tests.support.postfix import Postfix
 from tests.support.relay import Relay
 
@@ -51,6 +52,7 @@ class PiRelay(Relay):
 class Contestant:
     name: str
     postfix: bool
+    signs: bool = False
 
     def system(self, directory: Path, smart_host_port: int, storage: Path | None = None) -> System:
         """One instance; ``storage``: where everything durable goes, if not to the machine's own disk."""
@@ -61,10 +63,23 @@ class Contestant:
                 parameters={"message_size_limit": "67108864", "mailbox_size_limit": "0"},
             )
         return PiRelay(
-            directory, smart_host_port=smart_host_port, state_directory=storage and storage / "state"
+            directory,
+            smart_host_port=smart_host_port,
+            state_directory=storage and storage / "state",
+            queue_extra=_signing(directory) if self.signs else "",
         )
 
 
+def _signing(directory: Path) -> str:
+    """TOML that lets smtp-source's mail be signed, as `pi-relay dkim` would have it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    key_file = directory / "relay1.pem"
+    key_file.write_bytes(make_key("rsa"))
+    key_file.chmod(0o600)
+    return f'[[dkim]]\ndomain = "office.example"\nselector = "relay1"\nkey_file = "{key_file}"\n'
+
+
 PI_RELAY = Contestant("pi-relay", postfix=False)
+PI_RELAY_SIGNING = Contestant("pi-relay signing", postfix=False, signs=True)
 POSTFIX = Contestant("Postfix", postfix=True)
 POSTFIX_AGAIN = Contestant("Postfix again", postfix=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.systems import Contestant, System
+from tests.bench.systems import PI_RELAY_SIGNING, Contestant, System
 from tests.support.processes import cpu_seconds, free_port, memory_bytes
 from tests.support.sdcard import Costs, SdCard
 from tests.support.sinks import SmtpSink, smtp_source
@@ -70,6 +70,16 @@ def large(contestant: Contestant, scale: Scale) -> Measurements:
             "mb_per_second": scale.large * LARGE_BYTES / MB / took,
             "cpu_ms": (cpu_seconds(system.pid) - cpu) / scale.large * 1000,
         }
+
+
+def signed(contestant: Contestant, scale: Scale) -> Measurements:
+    """As ``large``, unsigned and then with DKIM."""
+    unsigned, signed = large(contestant, scale), large(PI_RELAY_SIGNING, scale)
+    return {
+        "mb_per_second": signed["mb_per_second"],
+        "times_slower": unsigned["mb_per_second"] / signed["mb_per_second"],
+        "cpu_ms": signed["cpu_ms"],
+    }
 
 
 def memory(contestant: Contestant, _: Scale) -> Measurements:
