@@ -149,13 +149,14 @@ def _free_path(file: Path, config: Config | None, domain: str, selector: str) ->
 def _make(path: Path, kind: str) -> None:
     from pi_relay.signing_keys import make_key
 
+    pem = make_key(kind)  # takes seconds on a small machine: nothing half done lies about meanwhile
     if not path.parent.exists():
         path.parent.mkdir(mode=0o700)
         _hand_over(path.parent)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, 0o600)  # whatever the umask says
-        file.write(make_key(kind))
+        file.write(pem)
         file.flush()
         os.fsync(descriptor)
     _hand_over(path)
