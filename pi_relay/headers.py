@@ -37,6 +37,11 @@ class Header:
         found = _field(name).search(CRLF + self.block)
         return b" ".join(found[1].split()) if found else b""
 
+    def span(self, name: bytes) -> tuple[int, int] | None:
+        """Where in the block the text of the first field called ``name`` (in lower case) stands, folded."""
+        found = _field(name).search(CRLF + self.block) if name in self.names else None
+        return (found.start(1) - 2, found.end(1) - 2) if found else None
+
     def without(self, name: bytes) -> Header:
         """The same header less every field called ``name`` (in lower case)."""
         if name not in self.names:

@@ -56,15 +56,42 @@ def accepted(
     auth: str,
     seconds: float,
     message_id: str = "",
+    rewritten: Iterable[str] = (),
+    claimed: Iterable[str] = (),
+    signatures: Iterable[str] = (),
 ) -> None:
     """A message is durable. ``tls``: the version, "" in clear; ``auth``: the user name, "" without;
-    ``seconds``: from MAIL to the 250."""
+    ``seconds``: from MAIL to the 250. What of its sender was ``rewritten``: see ``rewritten``."""
     _emit(
         f"accepted queue_id={queue_id} client={_value(client)} device={_value(device)}"
         f" from={_value(_address(reverse_path) or '<>')} to={_value(_addresses(to))} size={size_bytes}"
         f" tls={_value(tls)} auth={_value(_text(auth))} seconds={seconds:.3f}"
-        f" message_id={_value(_text(message_id))}"
+        f" message_id={_value(_text(message_id))}{_rewriting(rewritten, claimed, signatures)}"
     )
+
+
+def rewritten(
+    *,
+    queue_id: str,
+    next_hop: str,
+    sender: str,
+    rewritten: Iterable[str],
+    claimed: Iterable[str],
+    signatures: Iterable[str],
+) -> None:
+    """A message goes to a next hop in the name of ``sender``. ``rewritten``: what was changed, as "from";
+    ``claimed``: the addresses that stood there; ``signatures``: what that means to them, as "dkim_broken"."""
+    _emit(
+        f"rewritten queue_id={queue_id} next_hop={_value(next_hop)} from={_value(_address(sender))}"
+        f"{_rewriting(rewritten, claimed, signatures)}"
+    )
+
+
+def _rewriting(rewritten: Iterable[str], claimed: Iterable[str], signatures: Iterable[str]) -> str:
+    if not rewritten:
+        return ""
+    line = f" rewritten={','.join(rewritten)} claimed={_addresses(claimed)}"
+    return line + (f" signatures={','.join(signatures)}" if signatures else "")
 
 
 def refused(*, client: str, device: str, reply: Reply | str, reason: str) -> None:

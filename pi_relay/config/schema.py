@@ -517,14 +517,10 @@ NOT_YET: frozenset[str] = frozenset(
         "smart_hosts.*.recipients_per_day_max",
         # what a device may do, and as whom
         "devices.mac",
-        "devices.sender",
-        "devices.senders",
         "devices.recipients",
         "devices.messages_per_hour_max",
         "devices.recipients_per_hour_max",
         "devices.legacy",
-        "submission.sender_domains",
-        "submission.default_sender",
         "submission.messages_per_hour_max",
     }
 )

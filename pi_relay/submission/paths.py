@@ -56,16 +56,23 @@ _ASCII, _UTF8 = _Grammar(""), _Grammar(_BEYOND_ASCII)
 class Parsed(NamedTuple):
     path: str  # the mailbox without brackets; "" is the null path; "postmaster" stands alone for any case
     parameters: Mapping[str, str]  # names in upper case; "" where there is no value
+    is_valid: bool = True  # False: the path is what was said instead of one
 
 
-def parse_mail(argument: bytes, *, brackets_needed: bool, utf8_allowed: bool = True) -> Parsed:
+def parse_mail(
+    argument: bytes, *, brackets_needed: bool, utf8_allowed: bool = True, any_words: bool = False
+) -> Parsed:
     """The argument of MAIL: ``FROM:<a@b> SIZE=1``. Refused where it is none.
 
-    SMTPUTF8 among the parameters is what lets the path go beyond ASCII.
+    SMTPUTF8 among the parameters is what lets the path go beyond ASCII. ``any_words``: plain words may stand
+    in the place of a path, as some devices have them: ``FROM:<KONICA MINOLTA>``, ``FROM:<scanner@>``.
     """
     parsed = _parse(argument, b"FROM:", brackets_needed)
     if parsed is None or parsed.path == "postmaster":
-        raise Refused(SENDER_INVALID)
+        words = _parse_words(argument) if any_words else None
+        if words is None:
+            raise Refused(SENDER_INVALID)
+        return words
     if not parsed.path.isascii() and not (utf8_allowed and "SMTPUTF8" in parsed.parameters):
         raise Refused(NEEDS_SMTPUTF8)
     return parsed
@@ -104,6 +111,21 @@ def _parse(argument: bytes, keyword: bytes, brackets_needed: bool) -> Parsed | N
     if path.endswith("]") and not _is_address_literal(path[path.rindex("[") + 1 : -1]):
         return None
     return Parsed(path, _parse_parameters(grammar, parameters) if parameters else _NO_PARAMETERS)
+
+
+def _parse_words(argument: bytes) -> Parsed | None:
+    found = _match_words(argument)
+    if found is None:
+        return None
+    words, parameters = (found[1] or found[2]).decode(), found[3].decode()
+    return Parsed(words, _parse_parameters(_ASCII, parameters), is_valid=False)
+
+
+# What a person may have typed into a device's menu: a name, or half an address. The rest is noise.
+_match_words = re.compile(
+    rb"(?i)FROM:[ \t]*(?:<([a-z0-9][\w .+#&'/:,()-]*(?:@[\w .-]*)?)>|([a-z0-9][\w.+-]*@?))"
+    rb"((?:[ \t]+[!-~]+)*)[ \t]*"
+).fullmatch
 
 
 def _parse_parameters(grammar: _Grammar, text: str) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from pi_relay import maillog
+from pi_relay import maillog, senders
 from pi_relay.config import Config, Device, Listener
 from pi_relay.model import Reply
 from pi_relay.submission.interfaces import Address, LocalNetworks, Network, read_local_networks
@@ -57,6 +57,8 @@ class Policy:
         self._admitted: dict[tuple[str, int, tuple[str, ...]], bool] = {}
         self._sending_networks = config.submission.networks
         self._devices_by_network = _by_network(config.devices)
+        self._rules = {device.name: senders.rule_for(config, device) for device in config.devices}
+        self._rule_of_unknown = senders.rule_for(config, None)
         self._devices_by_username = {device.username: device for device in config.devices if device.username}
 
     def client(self, host: str, interface: int = 0) -> Client:
@@ -85,6 +87,10 @@ class Policy:
     def device_named(self, username: str) -> Device | None:
         """The device that signs in by ``username``."""
         return self._devices_by_username.get(username)
+
+    def sender_rule(self, device: Device | None) -> senders.Rule:
+        """What it may send as."""
+        return self._rules.get(device.name, self._rule_of_unknown) if device else self._rule_of_unknown
 
     def may_sign_in(self, device: Device, client: Client) -> bool:
         """A device with an address and a username has to come from that address."""

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pi_relay import headers, maillog, routes
+from pi_relay import headers, maillog, routes, senders
 from pi_relay.config import Config, Device, Listener
 from pi_relay.model import IncomingMessage, QueueRefusal, Recipient, Reply
 from pi_relay.submission import auth, connection, parameters, paths, replies
@@ -25,7 +25,7 @@ from pi_relay.submission.connection import Connection, GoodBye
 from pi_relay.submission.data import DataStream
 from pi_relay.submission.policy import NOBODY, Client, Policy
 from pi_relay.submission.replies import Refused
-from pi_relay.submission.transaction import Origin, Transaction
+from pi_relay.submission.transaction import Origin, Transaction, refused_sender
 
 LINE_SIZE_MAX_BYTES = 512  # RFC 5321 4.5.3.1.4, with the CRLF
 PATH_LINE_SIZE_MAX_BYTES = 2048  # with the parameters of MAIL and RCPT
@@ -234,15 +234,20 @@ class Session(Connection):
         refusal = service.policy.refusal(self._terms.listener, client, authenticated=self._username != "")
         if refusal is not None:
             raise Refused(refusal)
-        path, given = paths.parse_mail(argument, brackets_needed=not client.local)
-        asked = parameters.of_mail(given, extended=self._extended, tls=self.tls != "")
+        rule = service.policy.sender_rule(self._device)
+        given = paths.parse_mail(
+            argument,
+            brackets_needed=not client.local,
+            any_words=client.local and rule.stand_in is not None,
+        )
+        asked = parameters.of_mail(given.parameters, extended=self._extended, tls=self.tls != "")
         if (asked.size_bytes or 0) > self._terms.size_max_bytes:
             raise Refused(replies.MESSAGE_TOO_LARGE)
         if not service.config.routes:
             raise Refused(replies.NO_WAY_OUT)
-        self._transaction = Transaction(
-            service.begin(asked.size_bytes), path, asked, began_at=self.loop.time()
-        )
+        reverse_path = _reverse_path(rule, given)
+        incoming = service.begin(asked.size_bytes)
+        self._transaction = Transaction(incoming, rule, given, reverse_path, asked, began_at=self.loop.time())
         self.answer(b"250 2.1.0 ok\r\n")
 
     async def _rcpt(self, argument: bytes) -> None:
@@ -250,7 +255,7 @@ class Session(Connection):
         if transaction is None:
             raise Refused(replies.MAIL_FIRST)
         utf8 = transaction.asked.smtputf8
-        path, given = paths.parse_rcpt(argument, brackets_needed=not self._client.local, utf8_allowed=utf8)
+        path, given, _ = paths.parse_rcpt(argument, brackets_needed=not self._client.local, utf8_allowed=utf8)
         asked = parameters.of_rcpt(given, extended=self._extended, utf8=utf8)
         if len(transaction.recipients) >= config.submission.recipients_max:
             raise Refused(replies.TOO_MANY_RECIPIENTS)
@@ -349,6 +354,9 @@ class Session(Connection):
             auth=self._username,
             seconds=self.loop.time() - transaction.began_at,
             message_id=transaction.message_id,
+            rewritten=transaction.rewritten,
+            claimed=transaction.claimed,
+            signatures=transaction.signatures,
         )
 
     async def _rset(self, argument: bytes) -> None:
@@ -508,6 +516,13 @@ _MECHANISMS: dict[bytes, Callable[[Session, bytes | None], Awaitable[tuple[str, 
 }
 # What other programs open with, when they were given our port or made to talk to it.
 _OTHER_PROTOCOLS = frozenset({b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PRI", b"USER"})
+
+
+def _reverse_path(rule: senders.Rule, given: paths.Parsed) -> str:
+    try:
+        return rule.reverse_path(given.path if given.is_valid else None)
+    except senders.NotAllowed as refusal:
+        raise refused_sender("reverse-path", refusal) from None
 
 
 def _is_of_other_protocol(verb: bytes) -> bool:

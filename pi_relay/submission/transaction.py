@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pi_relay import headers
+from pi_relay import headers, senders
 from pi_relay.headers import Header
 from pi_relay.model import Envelope, IncomingMessage, Recipient
 from pi_relay.submission.parameters import MailParameters
-from pi_relay.submission.replies import HEADER_TOO_LARGE, LOOP, SEVERAL_FROM, Refused
+from pi_relay.submission.paths import Parsed
+from pi_relay.submission.replies import (
+    HEADER_TOO_LARGE,
+    LOOP,
+    SENDER_NOT_ALLOWED,
+    SEVERAL_FROM,
+    Refused,
+)
 
 
 class Origin(NamedTuple):
@@ -27,8 +34,9 @@ class Origin(NamedTuple):
 
 
 class Transaction:
-    """``asked``: the parameters of MAIL. ``via``: the ways out of each recipient, as the routes gave them.
-    ``size_bytes``: what was stored. ``began_at``: in the loop's time.
+    """``given``: the reverse-path as it came; ``reverse_path``: what ``rule`` made of it. ``asked``: the
+    parameters of MAIL. ``via``: the ways out of each recipient, as the routes gave them. ``size_bytes``: what
+    was stored. ``began_at``: in the loop's time.
     """
 
     __slots__ = (
@@ -36,12 +44,17 @@ class Transaction:
         "_header_size_bytes",
         "_looked_at",
         "_needs_utf8",
+        "_original_reverse_path",
+        "_rule",
         "asked",
         "began_at",
+        "claimed",
         "incoming",
         "message_id",
         "recipients",
         "reverse_path",
+        "rewritten",
+        "signatures",
         "size_bytes",
         "via",
     )
@@ -49,14 +62,24 @@ class Transaction:
     def __init__(
         self,
         incoming: IncomingMessage,
+        rule: senders.Rule,
+        given: Parsed,
         reverse_path: str,
         asked: MailParameters,
         *,
         began_at: float,
     ) -> None:
         self.incoming = incoming
+        self._rule = rule
         self.reverse_path = reverse_path
         self.asked = asked
+        self._original_reverse_path: str | None = None
+        self.rewritten: tuple[str, ...] = ()
+        self.claimed: tuple[str, ...] = ()
+        if reverse_path != given.path:
+            self._original_reverse_path = given.path if given.is_valid else ""
+            self.rewritten, self.claimed = ("reverse_path",), (given.path,)
+        self.signatures: tuple[str, ...] = ()
         self.began_at = began_at
         self.recipients: list[Recipient] = []
         self.via: list[tuple[str, ...]] = []
@@ -91,6 +114,7 @@ class Transaction:
                 envid=self.asked.envid,
                 ret=self.asked.ret,
                 requiretls=self.asked.requiretls,
+                original_reverse_path=self._original_reverse_path,
                 client=origin.client,
                 device=origin.device,
                 header_size_bytes=self._header_size_bytes,
@@ -126,8 +150,8 @@ class Transaction:
             raise Refused(LOOP)
         if header.names.count(b"from") > 1:
             raise Refused(SEVERAL_FROM)
-        header = header.without(b"return-path")
-        added = headers.repairs(
+        header, added = self._in_allowed_name(header.without(b"return-path"))
+        added += headers.repairs(
             header,
             queue_id=self.incoming.queue_id,
             by=origin.hostname,
@@ -140,6 +164,18 @@ class Transaction:
             header.block.isascii() and self.reverse_path.isascii() and all(map(_is_ascii, self.recipients))
         )
         return self._received(origin) + added + header.block
+
+    def _in_allowed_name(self, header: Header) -> tuple[Header, bytes]:
+        """The header with a sender that may stand, and the From that it lacked."""
+        try:
+            rewriting = senders.judged(header, self._rule, self.reverse_path)
+        except senders.NotAllowed as refusal:
+            raise refused_sender("From", refusal) from None
+        if rewriting.fields:
+            self.rewritten += rewriting.fields
+            self.claimed = tuple(dict.fromkeys(self.claimed + rewriting.claimed))
+            self.signatures = rewriting.signatures
+        return rewriting.header, rewriting.added
 
     def _received(self, origin: Origin) -> bytes:
         only = self.recipients[0].forward_path if len(self.recipients) == 1 else ""
@@ -156,3 +192,8 @@ class Transaction:
 
 def _is_ascii(recipient: Recipient) -> bool:
     return recipient.forward_path.isascii() and (recipient.original_recipient or "").isascii()
+
+
+def refused_sender(where: str, refusal: senders.NotAllowed) -> Refused:
+    claimed = refusal.claimed or "what is no address"
+    return Refused(SENDER_NOT_ALLOWED, f"{where} claims {claimed}, and there is no default_sender")

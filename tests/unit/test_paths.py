@@ -86,7 +86,7 @@ def test_refused(argument: bytes) -> None:
 
 def test_brackets_may_be_missing_where_that_is_forgiven() -> None:
     parsed = mail(b"FROM:a@b.example SIZE=10", brackets_needed=False)
-    assert parsed == ("a@b.example", {"SIZE": "10"})
+    assert parsed == ("a@b.example", {"SIZE": "10"}, True)
     with pytest.raises(Refused):
         mail(b"FROM:", brackets_needed=False)
 
