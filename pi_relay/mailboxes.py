@@ -143,7 +143,7 @@ def _mailbox(value: bytes, masked: _Masked, found: re.Match[bytes]) -> Mailbox |
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
-_ATOM = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\xff-]"
+_ATOM = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\xff-]"
 _is_phrase = re.compile(rb"%s+(?: +%s+)*" % (_ATOM, _ATOM)).fullmatch
 _CONTROLS = bytes([*range(32), 127])
 
