@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import accumulate
 
-from pi_relay.config import Config, Queue
+from pi_relay.config import Config, Device, Queue
 from pi_relay.model import (
     Envelope,
     Failure,
@@ -222,27 +222,30 @@ def delayed_original(report_queue_id: str) -> str:
 def report_address(config: Config, envelope: Envelope) -> tuple[Kind, str]:
     """Who is told about a message, and by what; the address is "" where there is nobody.
 
-    The sender as the device gave it, if it is an address and one of ours (in ``sender_domains``; any address
-    is where they are ["*"]); else the device's ``reports_to``; else the postmaster.
+    The sender as the device gave it, if it is an address and one of ours (in ``sender_domains``, where any
+    address is with ["*"], or among the device's ``senders``); else the device's ``reports_to``; else the
+    postmaster.
     """
     if envelope.kind is Kind.MAIL:
         sender = envelope.original_reverse_path
         sender = envelope.reverse_path if sender is None else sender
-        if is_ours(config, sender):
+        device = next((device for device in config.devices if device.name == envelope.device), None)
+        if is_ours(config, sender, device):
             return Kind.DSN, sender
-        for device in config.devices:
-            if device.name == envelope.device and device.reports_to:
-                return Kind.DSN, device.reports_to
+        if device and device.reports_to:
+            return Kind.DSN, device.reports_to
     if envelope.kind is Kind.REPORT:
         return Kind.REPORT, ""
     return Kind.REPORT, config.postmaster
 
 
-def is_ours(config: Config, address: str) -> bool:
+def is_ours(config: Config, address: str, device: Device | None = None) -> bool:
     """Whether a report may go to this reverse-path, and not to a stranger whose name was borrowed."""
     local, _, domain = address.rpartition("@")
     if not (local and domain) or any(character <= " " for character in address):
         return False
+    if device and device.senders and matches(device.senders, address):
+        return True
     allowed = config.submission.sender_domains
     if not allowed or "*" in allowed:
         return domain.startswith("[") or "." in domain
