@@ -22,6 +22,7 @@ Codes of refusals: "usage", "bad_configuration", "not_found", "failed".
 | queue_release | ids, or device | the same |
 | queue_delete | ids; bounce: tell the senders | the same |
 | send_test | address; via: "" = by the routes | {queue_id, from, size_bytes}; not_found: no such smart host |
+| devices | | stream of the objects of `devices --json` |
 | tls | | {path, is_admins, chain: PEM, problem, clock_wrong}: the certificate that devices see |
 | tls_renew | | the same, of a new one |
 | fate | queue_id; seen_attempts: -1 = none; wait_seconds | a fate, see below |

@@ -73,6 +73,7 @@ class Operations:
             "queue_hold": self.queue_hold,
             "queue_release": self.queue_release,
             "queue_delete": self.queue_delete,
+            "devices": self.devices,
             "tls": self.tls,
             "tls_renew": self.tls_renew,
             "send_test": self.send_test,
@@ -206,7 +207,17 @@ class Operations:
             raise ControlError("usage", "ids must be a list of queue ids")
         return list(dict.fromkeys(ids))
 
-    # ── what devices see ─────────────────────────────────────────────────────────────────────────
+    # ── devices, and what they see ───────────────────────────────────────────────────────────────
+
+    async def devices(self, _: dict[str, Any]) -> AsyncIterator[object]:
+        for client in self._relay.server.clients():
+            yield asdict(client) | {
+                "mac": client.mac or None,
+                "last_seen_at": timestamp(client.last_seen_at),
+                "last_reply": client.last_reply or None,
+                "last_reason": client.last_reason or None,
+                "mend": client.mend or None,
+            }
 
     async def tls(self, _: dict[str, Any]) -> object:
         try:

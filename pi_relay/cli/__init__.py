@@ -32,6 +32,7 @@ COMMANDS = {
     "restore": "put back what pi-relay backup has written, and check it",
     "dkim": "make the key that signs mail of a domain, print its DNS record, and check it",
     "sendmail": "sendmail(1) for the programs of this machine: a message on stdin goes into the queue",
+    "devices": "who has submitted, known or not, and what would mend refusals; add a device",
     "tls": "the certificate that devices see: show it, renew it, export its CA",
     "reload": "let the running relay read its configuration file again",
     "demo": "see a scan go through a relay to a stand-in smart host, and leave nothing behind",
@@ -43,7 +44,6 @@ NOT_YET = (
     "setup",
     "auth",
     "web",
-    "devices",
 )
 INTERRUPTED = 130
 

@@ -236,6 +236,116 @@ TEXTS = {
     "the password is empty": "パスワードが空です",
     "pi-relay password --generate makes one": "pi-relay password --generate で作れます",
     "the two are not the same": "二つが一致しません",
+    # ── devices ──
+    "who has submitted, known or not, and what would mend refusals; add a device": (
+        "送ってきた機器 (未知のものも) と拒否の直し方、機器の追加"
+    ),
+    "Who has submitted since the start of the relay, known or not: address, mac, last message, and where"
+    " it was refused the reason and the lines of the file that would mend it. Exit code 4 when the relay"
+    " does not run.": (
+        "リレーの起動後に送ってきた機器 (未知のものも): アドレス、mac、最後の接続、拒否されていればその理由と、"
+        "直すために設定ファイルに書く行。リレーが動いていなければ終了コードは 4 です。"
+    ),
+    "add a device to the file, and print what to type into its menu": (
+        "設定ファイルに機器を加え、機器のメニューに入力する内容を表示する"
+    ),
+    "Add a device to the configuration file, whose comments and order stay, and print the sheet to type"
+    " into its menu. It is known by an address or a mac, or by a password that is made for it, or by both"
+    " together.": (
+        "設定ファイルに機器を加え (コメントと順序はそのまま)、機器のメニューに入力する内容を表示します。"
+        "機器はアドレスか mac、または作られるパスワード、あるいはその両方で見分けます。"
+    ),
+    "its name in the log and in status": "ログと status での名前",
+    "its address, or a network": "機器のアドレス、またはネットワーク",
+    "its mac address, for a device on DHCP": "機器の mac アドレス (DHCP の機器に)",
+    "make a user name and a password for it": "ユーザー名とパスワードを作る",
+    "Nobody has submitted yet, and the file has no devices.": "まだ誰も送っておらず、設定ファイルに機器もありません。",
+    "MAC": "MAC",
+    "{who}: {reply}": "{who}: {reply}",
+    "The lines go into {file}; then: pi-relay check && pi-relay reload": (
+        "この行を {file} に書き、その後: pi-relay check && pi-relay reload"
+    ),
+    "this is the router: a port that it forwards to this machine arrives so": (
+        "これはルーターです: この機械へ転送されたポートはこう見えます"
+    ),
+    "take the forward away; or, if it is a device of yours behind it:": (
+        "転送をやめてください。その先が自分の機器なら:"
+    ),
+    "from the Internet, and rightly turned away": "インターネットからで、断って正解です",
+    "in each section of a listener that it shall reach:": "使わせる listeners のそれぞれに:",
+    "to let it send without a password:": "パスワードなしで送らせるなら:",
+    "it has to sign in: give it this user name and its password": (
+        "認証が必要です: このユーザー名とパスワードを機器に入力してください"
+    ),
+    "this port wants a password; pi-relay devices add NAME --login makes one": (
+        "このポートにはパスワードが必要です: pi-relay devices add NAME --login で作れます"
+    ),
+    "only with a password: pi-relay devices add NAME --login makes one": (
+        "パスワードが必要です: pi-relay devices add NAME --login で作れます"
+    ),
+    "there is no such user; pi-relay devices add NAME --login makes one": (
+        "そのユーザーはいません: pi-relay devices add NAME --login で作れます"
+    ),
+    "its user name counts only from its own address": "このユーザー名は、決められたアドレスからしか使えません",
+    "type the password into the device again, or make a new one: pi-relay password --generate": (
+        "機器にパスワードを入力し直すか、新しく作ってください: pi-relay password --generate"
+    ),
+    "it does not speak TLS from the first byte on: give it port 587 or 25": (
+        "最初から TLS で話す機器ではありません: ポート 587 か 25 にしてください"
+    ),
+    "its TLS is too old; for this device alone:": "TLS が古すぎます。この機器だけに:",
+    "it does not trust the certificate: pi-relay tls export-ca FILE, and install that": (
+        "証明書を信頼していません: pi-relay tls export-ca FILE で書き出し、機器に入れてください"
+    ),
+    "switch TLS or STARTTLS on in its menu; where it has none:": (
+        "機器のメニューで TLS か STARTTLS を有効に。その設定がなければ:"
+    ),
+    "forgiven only to clients of the local networks": "ローカルネットワークの機器にだけ許されます",
+    "or, if that domain is yours:": "または、そのドメインが自分のものなら:",
+    "larger than any smart host takes: lower the resolution, or split the scan": (
+        "どのスマートホストの上限よりも大きいです: 解像度を下げるか、スキャンを分けてください"
+    ),
+    "it speaks something else: is the port in its menu right?": (
+        "SMTP ではない通信です: 機器のメニューのポートは正しいですか?"
+    ),
+    "the queue or its disk is full: pi-relay status says more": (
+        "キューかディスクがいっぱいです: pi-relay status を見てください"
+    ),
+    # ── devices add ──
+    "the device could not be recognised: an address, a mac or a password is needed": (
+        "これでは機器を見分けられません: アドレスか mac かパスワードが必要です"
+    ),
+    "give --address, --mac or --login, or several of them": "--address、--mac、--login のどれか (いくつでも) を付けてください",
+    "mend these first: nothing was written": "先にこれらを直してください: 何も書き込みませんでした",
+    "{file} was changed meanwhile: nothing was written": "{file} がその間に変更されたため、何も書き込みませんでした",
+    "STARTTLS": "STARTTLS",
+    "SSL/TLS (not STARTTLS)": "SSL/TLS (STARTTLS ではない)",
+    "none": "なし",
+    "{name} is in {file}, line {line}.": "{name} を {file} の {line} 行目に加えました。",
+    "No listener of the file is one that it could use: see [[listeners]].": (
+        "設定ファイルに、この機器が使える待ち受けがありません: [[listeners]] を見てください。"
+    ),
+    "To put it in force: pi-relay reload": "有効にするには: pi-relay reload",
+    "In the menu of the device (SMTP, e-mail server, scan to e-mail):": (
+        "機器のメニュー (SMTP、メールサーバー、スキャン to メール) に:"
+    ),
+    "STARTTLS; none if it has none": "STARTTLS (なければ「なし」)",
+    "SMTP server": "SMTP サーバー",
+    "Port": "ポート",
+    "Encryption": "暗号化",
+    "Verify the certificate": "証明書の検証",
+    "no; or install the CA: pi-relay tls export-ca FILE": "しない (または CA を入れる: pi-relay tls export-ca FILE)",
+    "Authentication": "認証",
+    "on (SMTP AUTH: PLAIN or LOGIN)": "あり (SMTP 認証: PLAIN または LOGIN)",
+    "off": "なし",
+    "User name": "ユーザー名",
+    "Password": "パスワード",
+    "Sender address": "送信元アドレス",
+    "an address of your own domain": "自分のドメインのアドレス",
+    "The password is not shown again; the file keeps only its hash.": (
+        "パスワードは二度と表示されません。ファイルにはハッシュだけが残ります。"
+    ),
+    "{address} (or {hostname}, if it finds that name)": "{address} (名前が引けるなら {hostname} でも)",
     # ── tls ──
     "the certificate that devices see: show it, renew it, export its CA": "機器が見る証明書: 表示、更新、CA の書き出し",
     "The certificate that devices see: a local CA and a certificate of it, made and renewed by pi-relay,"

@@ -106,17 +106,16 @@ def _title(name: str, section: int) -> str:
 
 def _command(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield f".SS {_text(parser.prog)}"
-    actions = _sub_parsers(parser)
-    if not actions:
+    runs_alone = not any(action.required for action in parser._actions if _is_choice_of_parsers(action))
+    if runs_alone:
         yield f".B {_text(_usage(parser))}"
         yield ".PP"
     yield _text(parser.description or "")
-    if actions:
-        for action in actions:
-            yield from _command(action)
-        return
-    yield from _options(parser)
-    yield from _example(parser.epilog or "")
+    if runs_alone:
+        yield from _options(parser)
+        yield from _example(parser.epilog or "")
+    for action in _sub_parsers(parser):
+        yield from _command(action)
 
 
 def _sub_parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
@@ -126,6 +125,10 @@ def _sub_parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParse
         if isinstance(action, argparse._SubParsersAction)
         for sub_parser in action.choices.values()
     ]
+
+
+def _is_choice_of_parsers(action: argparse.Action) -> bool:
+    return isinstance(action, argparse._SubParsersAction)
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:

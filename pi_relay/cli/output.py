@@ -95,6 +95,13 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, inden
         print(_table_line(row, widths, indent))
 
 
+def print_facts(facts: Sequence[tuple[str, str]], *, indent: str = "") -> None:
+    """A label and what it is, a line each."""
+    width = max(_width(label) for label, _ in facts)
+    for label, fact in facts:
+        print(f"{indent}{label}{' ' * (width - _width(label))}  {printable(fact)}")
+
+
 def _table_line(cells: Sequence[str], widths: Sequence[int], indent: str) -> str:
     padded = [cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)]
     return (indent + "  ".join(padded)).rstrip()

@@ -12,6 +12,7 @@ from pi_relay.cli.output import (
     ahead,
     coloured,
     duration_text,
+    print_facts,
     print_json,
     print_table,
     printable,
@@ -51,9 +52,7 @@ def _print(seen: dict[str, Any]) -> None:
     for reason in seen["reasons"]:
         print(f"  - {printable(reason)}")
     print()
-    width = max(len(label) for label, _ in _facts(seen))
-    for label, fact in _facts(seen):
-        print(f"{label:{width}}  {fact}")
+    print_facts(_facts(seen))
     _print_smart_hosts(seen["smart_hosts"])
     _print_devices(seen["devices"])
 

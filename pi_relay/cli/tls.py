@@ -11,7 +11,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pi_relay.cli.output import FAILED, NOT_RUNNING, OK, CliError, coloured, complain, print_json, printable
+from pi_relay.cli.output import (
+    FAILED,
+    NOT_RUNNING,
+    OK,
+    CliError,
+    coloured,
+    complain,
+    print_facts,
+    print_json,
+    printable,
+)
 from pi_relay.cli.relay import ask, configuration
 from pi_relay.cli.texts import t
 from pi_relay.folders import state_directory
@@ -219,9 +229,7 @@ def _print(seen: dict[str, Any]) -> None:
             ),
             (t("SHA-256 of the CA"), _in_pairs(seen["ca_sha256"])),
         ]
-    width = max(len(label) for label, _ in facts)
-    for label, fact in facts:
-        print(f"{label:{width}}  {printable(fact)}")
+    print_facts(facts)
     if seen["ca_sha256"]:
         print()
         print(t("For a device that verifies certificates: pi-relay tls export-ca FILE"))

@@ -33,6 +33,9 @@ class Locator:
         self._text = text
         self._position = 0
         self._lines: dict[_Path, int] = {(): 1}
+        # Every [section] in order: its path, its line, and the line where what stands before it ends.
+        self.headers: list[tuple[_Path, int, int]] = []
+        self._content_end = 0
         self._counts: dict[_Path, int] = {}  # of [[arrays of tables]], by their path
         self._counted_line = 1
         self._counted_position = 0
@@ -82,7 +85,8 @@ class Locator:
                 path = (*path, self._counts[path] - 1)
         self._position = start
         self._note(path)
-        self._position = end
+        self.headers.append((path, self._counted_line, self._text.count("\n", 0, self._content_end) + 1))
+        self._position = self._content_end = end
         return path
 
     def _pair(self, table: _Path) -> None:
@@ -92,6 +96,7 @@ class Locator:
         self._note(path)
         self._position = after_key + 1  # the "="
         self._value(path)
+        self._content_end = self._position
 
     def _key(self) -> list[str]:
         """A dotted key; leaves the position at what ends it."""

@@ -84,6 +84,11 @@ class Policy:
             admitted = self._admitted[key] = self._lies_in(listener.networks, address, interface)
         return admitted
 
+    def is_gateway(self, host: str) -> bool:
+        """Whether it is the router by which this machine reaches the world."""
+        self._renew()
+        return unmapped(host) in self._local.gateways
+
     def device_named(self, username: str) -> Device | None:
         """The device that signs in by ``username``."""
         return self._devices_by_username.get(username)

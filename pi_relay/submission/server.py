@@ -19,6 +19,8 @@ from pi_relay.config import Config, Listener
 from pi_relay.model import IncomingMessage
 from pi_relay.status import DeviceStatus
 from pi_relay.submission.auth import Authenticator
+from pi_relay.submission.clients import ClientReport, reports
+from pi_relay.submission.neighbours import read_neighbours
 from pi_relay.submission.policy import Policy
 from pi_relay.submission.ports import owner_of_port
 from pi_relay.submission.session import Service, Session, Terms
@@ -137,6 +139,15 @@ class Server:
                 for seen in census.seen()
             ],
         )
+
+    def clients(self) -> list[ClientReport]:
+        """Everybody who was seen, and the devices that were not."""
+        service = self._service
+        try:
+            neighbours = read_neighbours()
+        except OSError:
+            neighbours = []
+        return list(reports(service.config, service.policy, service.census.seen(), neighbours))
 
     @property
     def listening(self) -> bool:

@@ -196,4 +196,5 @@ def _is_ascii(recipient: Recipient) -> bool:
 
 def refused_sender(where: str, refusal: senders.NotAllowed) -> Refused:
     claimed = refusal.claimed or "what is no address"
-    return Refused(SENDER_NOT_ALLOWED, f"{where} claims {claimed}, and there is no default_sender")
+    reason = f"{where} claims {claimed}, and there is no default_sender"
+    return Refused(SENDER_NOT_ALLOWED, reason, about=refusal.claimed)

@@ -40,6 +40,14 @@ MAN = Path(__file__).parents[2] / "docs" / "man"
         ["queue", "hold"],
         ["queue", "delete"],
         ["queue", "export"],
+        ["devices", "dance"],
+        ["devices", "add"],
+        ["devices", "add", "copier"],
+        ["devices", "add", "copier", "--address", "copier.example"],
+        ["devices", "add", "copier", "--address", "192.168.1.23/24"],
+        ["devices", "add", "copier", "--mac", "00:1b"],
+        ["devices", "add", "", "--login"],
+        ["devices", "add", "two\nlines", "--login"],
         ["tls"],
         ["tls", "dance"],
         ["tls", "export-ca", "one", "two"],
@@ -81,6 +89,7 @@ def test_version(pi_relay: CommandLine) -> None:
 
 ACTIONS = {
     "queue": ("list", "show", "retry", "hold", "release", "delete", "export"),
+    "devices": ("add",),
     "tls": ("show", "renew", "export-ca"),
 }
 
@@ -127,22 +136,23 @@ def test_a_terminal_without_the_letters_is_no_error(pi_relay: CommandLine) -> No
 def sentences() -> set[str]:
     """Every sentence that the command line asks the catalogue for."""
     found = set()
-    for path in CLI.glob("*.py"):
+    for path in (*CLI.glob("*.py"), CLI.parent / "submission" / "advice.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
-                and node.func.id in ("t", "_report")
+                and node.func.id in ("t", "_report", "_note")
             ):
                 found |= {
                     part.value
                     for part in node.args
                     if isinstance(part, ast.Constant) and isinstance(part.value, str)
                 }
-    from pi_relay.cli import queue, status, tls, trace
+    from pi_relay.cli import add_device, devices, queue, status, tls, trace
 
     found |= {*COMMANDS.values(), *trace.SENTENCES.values(), *queue.STATES}
     found |= {action[0] for verb in (queue, tls) for action in verb.ACTIONS.values()} | {tls.INSTALLING}
+    found |= {devices.ADD, *add_device.ENCRYPTIONS.values()}
     found |= {sentence for _, sentence in status._HEALTH.values()}
     return found
 
@@ -158,7 +168,9 @@ def test_every_sentence_has_a_japanese_one_with_the_same_placeholders() -> None:
 # ── speed ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["queue", "list", "--help"], ["trace", "x"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["queue", "list", "--help"], ["trace", "x"], ["devices"]], ids=" ".join
+)
 def test_quick_commands_import_nothing_heavy(pi_relay: CommandLine, arguments: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "pi_relay", *arguments],
