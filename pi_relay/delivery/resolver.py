@@ -21,6 +21,7 @@ from typing import Any
 import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.nameserver
@@ -185,10 +186,13 @@ class _Server(dns.nameserver.Do53Nameserver):
     async def _query(self, request: dns.message.QueryMessage, *args: Any, **kwargs: Any) -> Any:
         self._of.queries += 1
         try:
-            return await super().async_query(request, *args, **kwargs)
+            response = await super().async_query(request, *args, **kwargs)
         except dns.exception.Timeout:
             self._of.put_last(self)
             raise
+        if response.flags & dns.flags.TC:  # over TCP, too: what is missing must not pass for "no records"
+            raise dns.exception.FormError
+        return response
 
 
 class _Cache:
