@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pi_relay import __version__, patterns, routes
-from pi_relay.config import ConfigInvalid
+from pi_relay.config import ConfigInvalid, machine
+from pi_relay.config.exposure import exposures
 from pi_relay.control import ControlError, Handler, message_document, reply_document
 from pi_relay.model import Envelope, FileSpan, QueueRefusal, Recipient, StoredMessage
 from pi_relay.queue.store import CorruptMessage
@@ -127,7 +128,7 @@ class Operations:
             totals={"accepted": seen.accepted, **relay.manager.totals(), "refused": seen.refused},
             smart_hosts=relay.delivery.hops(),
             devices=seen.devices,
-            troubles=relay.certificates.troubles(),
+            troubles=[*relay.certificates.troubles(), *_exposed(config)],
         )
 
     # ── the queue ────────────────────────────────────────────────────────────────────────────────
@@ -286,6 +287,12 @@ class Operations:
             "reply": reply_document(fate.reply),
             "next_attempt_at": timestamp(fate.next_attempt_at),
         }
+
+
+def _exposed(config: Config) -> list[str]:
+    """What the world can reach of this box, as its addresses are now."""
+    found = exposures(config, machine.public_addresses())
+    return [exposure.in_words(config) for exposure in found]
 
 
 def _test_message(queue_id: str, hostname: str, sender: str, address: str) -> tuple[bytes, bytes]:

@@ -2,7 +2,8 @@
 
 Rules: pure; the shape is the one that other programs rely on (docs/man, `status --json`). Health is
 "failing" where nothing can be accepted or no smart host can be used, "degraded" where something is paused,
-corrupt, over half of a limit, or the clock is wrong; the reasons say it in words.
+corrupt, over half of a limit, the clock is wrong, or something else is to be told (a certificate, a listener
+that the world can reach); the reasons say it in words.
 It must not know sockets, disks or the clock.
 """
 

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 # Where a power cut may undo what was synced, or where nothing is ever synced.
@@ -28,6 +29,8 @@ _FORGETFUL = {
     "overlay": "an overlay",
     "aufs": "an overlay",
 }
+
+_FIB_TRIE_LOCAL = re.compile(r"\|-- ([0-9.]+)\n +/32 host LOCAL")
 
 
 def full_name(hosts: Path = Path("/etc/hosts")) -> str:
@@ -57,6 +60,20 @@ def is_own_address(address: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def public_addresses(net: Path = Path("/proc/self/net")) -> list[str]:
+    """The addresses of its interfaces that the whole Internet could use; none where they cannot be read."""
+    try:
+        ipv4 = _FIB_TRIE_LOCAL.findall((net / "fib_trie").read_text("ascii", "replace"))
+    except OSError:
+        ipv4 = []
+    try:
+        ipv6 = [line[:32] for line in (net / "if_inet6").read_text("ascii", "replace").splitlines()]
+    except OSError:
+        ipv6 = []
+    addresses = {ip_address(text) for text in ipv4} | {IPv6Address(int(digits, 16)) for digits in ipv6}
+    return [str(a) for a in sorted(addresses, key=lambda a: (a.version, int(a))) if a.is_global]
 
 
 @dataclass(frozen=True, slots=True)

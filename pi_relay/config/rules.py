@@ -16,6 +16,7 @@ from pi_relay.validity import validity
 
 from . import machine, secret_files
 from .data import Config, SmartHost
+from .exposure import exposures
 from .findings import KeyPath, Report
 from .kinds import Wrong, shown
 from .reading import did_you_mean, sender_of
@@ -90,6 +91,21 @@ def world_is_kept_out(config: Config, report: Report) -> None:
                     f"this listener lets in clients from {network}, beyond your own networks",
                     'keep to "local" and private networks, unless devices elsewhere must send through it',
                 )
+
+
+def world_does_not_reach_in(config: Config, report: Report) -> None:
+    """A listener that the world can reach, for the machine has a public address, is warned of."""
+    found = exposures(config, machine.public_addresses())
+    if not report.has("listeners"):
+        found = found[:1]  # one of the usual three stands for all
+    for exposure in found:
+        if not exposure.address:
+            continue  # what is wrong with its networks is said already
+        report.warning(
+            ("listeners", exposure.listener, "address"),
+            exposure.in_words(config),
+            'give it a private address of this machine, like "192.168.1.10:25", or close the port there',
+        )
 
 
 def _reaches_the_world(network: str) -> bool:
@@ -595,6 +611,7 @@ RULES: tuple[Rule, ...] = (
     listeners_do_not_clash,
     devices_can_sign_in,
     world_is_kept_out,
+    world_does_not_reach_in,
     submission_fits,
     senders_are_known,
     certificate_and_key_fit,

@@ -22,6 +22,7 @@ def same_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is found must not depend on where the test runs."""
     partition = machine.Partition(size_bytes=100 * 10**9, free_bytes=50 * 10**9, forgetful="")
     monkeypatch.setattr(machine, "partition_of", lambda directory: partition)
+    monkeypatch.setattr(machine, "public_addresses", lambda: [])
     monkeypatch.setattr(machine, "full_name", lambda: "relay.office.example")
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
 
