@@ -273,7 +273,7 @@ def _comparable_network(address: str) -> str:
 
 def devices_are_recognised(config: Config, report: Report) -> None:
     """A username needs a `password_hash` and the other way round; a device without address, mac and username
-    is never recognised (a warning)."""
+    is never recognised, nor is one by an address beyond the office alone (warnings)."""
     for number, device in enumerate(config.devices):
         has_hash = report.has("devices", number, "password_hash")
         if device.username and not has_hash:
@@ -294,6 +294,12 @@ def devices_are_recognised(config: Config, report: Report) -> None:
                 ("devices", number),
                 f"the device {shown(device.name)} is never recognised",
                 "give it an address, or a username and a password_hash",
+            )
+        elif device.address and ip_network(device.address).is_global and not device.username:
+            report.warning(
+                ("devices", number, "address"),
+                "is an address beyond the local networks, where an address alone is no identity",
+                "give the device a username and a password_hash too",
             )
 
 

@@ -516,11 +516,8 @@ NOT_YET: frozenset[str] = frozenset(
         "smart_hosts.*.messages_per_day_max",
         "smart_hosts.*.recipients_per_day_max",
         # what a device may do, and as whom
-        "devices.mac",
-        "devices.recipients",
         "devices.messages_per_hour_max",
         "devices.recipients_per_hour_max",
-        "devices.legacy",
         "submission.messages_per_hour_max",
     }
 )

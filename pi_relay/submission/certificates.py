@@ -21,6 +21,7 @@ import os
 import ssl
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -136,6 +137,7 @@ class Certificates:
         self._now = now
         self._addresses = addresses
         self._context: ssl.SSLContext | None = None
+        self._legacy_context: ssl.SSLContext | None = None  # the same pair, where the file has such devices
         self._chain = ""  # what the context serves, in PEM
         self._problem = ""
         self._loaded: tuple[object, ...] = ()  # what the context was made of
@@ -184,8 +186,11 @@ class Certificates:
             self._config = before
             raise
 
-    def context(self) -> ssl.SSLContext:
-        """The server's context, made anew when the files have changed. Raises CertificateError."""
+    def context(self, legacy: bool = False) -> ssl.SSLContext:
+        """The server's context, made anew when the files have changed. Raises CertificateError.
+
+        ``legacy``: the one that speaks TLS 1.0 with old ciphers too, for a device with ``legacy = true``.
+        """
         now = time.monotonic()
         if self._context is None or now - self._looked_at >= _LOOK_AGAIN_SECONDS:
             self._looked_at = now
@@ -193,8 +198,9 @@ class Certificates:
         if now >= self._judge_at:
             self._judge_at = now + _JUDGE_AGAIN_SECONDS
             self._renew_where_due()
-        assert self._context is not None
-        return self._context
+        context = self._legacy_context if legacy else self._context
+        assert context is not None
+        return context
 
     def served(self) -> Served:
         """Raises CertificateError where nothing can be served."""
@@ -223,17 +229,17 @@ class Certificates:
     def _take_up_changes(self) -> None:
         tls = self._config.tls
         certificate, key = tls.certificate or self.directory / DEVICE_PEM, tls.key
-        found = (tls.version_min, _stamp(certificate), _stamp(key) if key else None)
+        legacy = any(device.legacy for device in self._config.devices)
+        found = (tls.version_min, legacy, _stamp(certificate), _stamp(key) if key else None)
         if found == self._loaded:
             return
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = _VERSIONS[tls.version_min]
-        context.options |= ssl.OP_NO_RENEGOTIATION
+        contexts = [_context(tls.version_min), *([_legacy_context()] if legacy else [])]
         try:
             secret_files.refuse_open(key or certificate)
             chain = certificate_blocks(_text_of(certificate))
-            # An empty passphrase rather than a question at the terminal.
-            context.load_cert_chain(certificate, key, lambda: b"")
+            for context in contexts:
+                # An empty passphrase rather than a question at the terminal.
+                context.load_cert_chain(certificate, key, lambda: b"")
         except (OSError, ValueError, Wrong) as error:
             words = f"the certificate in {certificate} cannot be loaded: {error}"
             if self._context is None:
@@ -242,7 +248,8 @@ class Certificates:
             self._problem = f"{words}; the last good one is served on"
             maillog.alert(reason=self._problem)
         else:
-            self._context, self._chain, self._problem = context, chain, ""
+            self._context, self._legacy_context = contexts[0], contexts[-1]
+            self._chain, self._problem = chain, ""
         self._loaded = found
 
     # ── the local leaf ───────────────────────────────────────────────────────────────────────────
@@ -300,6 +307,24 @@ class Certificates:
         if failure:
             raise CertificateError(f"no certificate could be made in {self.directory}: {failure}")
         maillog.notice(f"made a new certificate for {', '.join((*names, *addresses))}: {reason}")
+
+
+def _context(version_min: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSIONS[version_min]
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+def _legacy_context() -> ssl.SSLContext:
+    """As OpenSSL 3 has to be asked for what old devices speak: by version, and by security level."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with warnings.catch_warnings():  # we know that it is old
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+    context.set_ciphers("DEFAULT:3DES:@SECLEVEL=0")
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
 
 
 async def _run_issuer(arguments: Sequence[str]) -> str:

@@ -40,6 +40,12 @@ TLS_HANDSHAKE_SECONDS = 30.0
 PROXY_HEADER_SECONDS = 10.0
 FLUSH_SECONDS = 10.0  # for a last word to someone who does not read
 
+# How OpenSSL says that a client speaks nothing that we do.
+_TOO_OLD_REASONS = frozenset({"UNSUPPORTED_PROTOCOL", "NO_SHARED_CIPHER", "NO_SUITABLE_SIGNATURE_ALGORITHM"})
+TOO_OLD = (
+    'it speaks only old TLS; "legacy = true" in its [[devices]] section lets a device of the office do so'
+)
+
 _NEVER = float("inf")
 _TLS_RECORD = b"\x16"
 
@@ -259,8 +265,9 @@ class Connection(SMTP):
         try:
             transport = await self._shake_hands(context, leading)
         except OSError as error:
-            words = getattr(error, "reason", None) or error
-            self.note_refusal(Refused(replies.NO_HANDSHAKE, f"TLS handshake: {words}"))
+            words = getattr(error, "reason", None) or str(error)
+            advice = f"; {TOO_OLD}" if words in _TOO_OLD_REASONS else ""
+            self.note_refusal(Refused(replies.NO_HANDSHAKE, f"TLS handshake: {words}{advice}"))
             raise GoodBye from None
         self.deadline = _NEVER
         self.transport = self._transport = self._reader._transport = self._writer._transport = transport

@@ -1,16 +1,19 @@
 """The neighbour table: which hardware address an address of the same link has (arp(7), RFC 4861).
 
 Rules: what the kernel knows already; nobody is asked on the wire. An entry that the kernel does not believe
-is left out. It must not know what a hardware address is worth.
+is left out, and so is an address that seems to be two machines. What was read is believed for a moment. It
+must not know what a hardware address is worth.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from pi_relay import maillog
 from pi_relay.submission import netlink
 from pi_relay.submission.interfaces import Address
 
@@ -19,6 +22,9 @@ _NDA_DST, _NDA_LLADDR = 1, 2
 # Not yet answered, not answered at all, never asked (linux/neighbour.h).
 _UNKNOWN_STATES = 0x01 | 0x20 | 0x40
 _MAC_SIZE = 6
+
+BELIEVED_SECONDS = 5.0
+ASK_AGAIN_SECONDS = 0.5  # for whoever was not there a moment ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +50,42 @@ def _neighbours() -> Iterator[Neighbour]:
         if state & _UNKNOWN_STATES or len(packed) not in (4, 16) or len(mac) != _MAC_SIZE:
             continue
         yield Neighbour(ip_address(packed), interface, mac.hex(":"))
+
+
+class NeighbourTable:
+    """Asked at connections, so that the kernel is not asked at each."""
+
+    def __init__(
+        self,
+        read: Callable[[], Iterable[Neighbour]] = read_neighbours,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._monotonic = monotonic
+        self._read_at = float("-inf")
+        self._macs: dict[Address, set[tuple[int, str]]] = {}
+        self._kernel_answers = True
+
+    def mac_of(self, address: Address, interface: int = 0) -> str:
+        """The hardware address of ``address``, "" where it is not known. ``interface``: 0 is any.
+
+        Never raises: where the kernel does not answer, nobody is known.
+        """
+        age_seconds = self._monotonic() - self._read_at
+        asked_too_long_ago = BELIEVED_SECONDS if address in self._macs else ASK_AGAIN_SECONDS
+        if age_seconds >= asked_too_long_ago:
+            self._renew()
+        macs = {mac for index, mac in self._macs.get(address, ()) if interface in (0, index)}
+        return macs.pop() if len(macs) == 1 else ""
+
+    def _renew(self) -> None:
+        self._read_at = self._monotonic()
+        self._macs = {}
+        try:
+            for known in self._read():
+                self._macs.setdefault(known.address, set()).add((known.interface, known.mac))
+            self._kernel_answers = True
+        except OSError as problem:
+            if self._kernel_answers:
+                maillog.error(f"no device is known by its mac: the neighbours cannot be read ({problem})")
+            self._kernel_answers = False

@@ -1,9 +1,14 @@
-"""Who may connect, and who may send: decided by address, by listener, and by who signed in.
+"""Who may connect, who may send, and which device it is: by address, by listener, and by who signed in.
 
-Rules: an address is judged at each connection, IPv4-mapped ones unmapped first; what the interfaces say is
-believed for LOCAL_BELIEVED_SECONDS. The default gateway is never local (a masquerading port forward arrives
-from it), unless a device is given that very address. Nobody is trusted for what he says of himself.
-What a device may claim, send and how often is decided here too, once it is.
+Rules:
+- An address is judged at each connection, IPv4-mapped ones unmapped first; what the interfaces say is
+  believed for LOCAL_BELIEVED_SECONDS. The default gateway is never local (a masquerading port forward arrives
+  from it), unless a device is given that very address. Nobody is trusted for what he says of himself.
+- A device is known by its address and mac (both, where it is given both) as soon as a local client connects:
+  the longest prefix wins, and of two equal ones that with a mac. Beyond the local networks an address is no
+  identity. Whoever signs in is the device of that username from then on; one that has an address or a mac
+  beside it signs in from there alone.
+- The neighbour table is asked only where some device has a mac.
 It must not know SMTP's dialogue or sockets.
 """
 
@@ -11,18 +16,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 
 from pi_relay import maillog, senders
 from pi_relay.config import Config, Device, Listener
 from pi_relay.model import Reply
-from pi_relay.submission.interfaces import Address, LocalNetworks, Network, read_local_networks
+from pi_relay.patterns import matches
+from pi_relay.submission.interfaces import RFC_1918, Address, LocalNetworks, Network, read_local_networks
+from pi_relay.submission.neighbours import Neighbour, NeighbourTable, read_neighbours
 from pi_relay.submission.replies import AUTH_REQUIRED, NOT_ALLOWED
 
 LOCAL_BELIEVED_SECONDS = 5.0
 _KNOWN_CLIENTS_MAX = 1024
 LOCAL = "local"
+_PRIVATE: tuple[Network, ...] = (*RFC_1918, IPv6Network("fc00::/7"))  # RFC 4193
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +38,13 @@ class Client:
     """What an address alone makes of whoever connects from it."""
 
     address: str  # unmapped, without a zone; "" where a proxy would not say
-    local: bool  # in "local" or in submission.networks: its lapses are forgiven
+    local: bool  # of the office: its lapses are forgiven, and its address says which device it is
     may_send: bool  # without AUTH
-    device: Device | None  # known by its address
+    device: Device | None = None  # known by its address or mac
+    mac: str = ""  # "" where it is not known, or nobody asks
 
 
-NOBODY = Client("", local=False, may_send=False, device=None)
+NOBODY = Client("", local=False, may_send=False)
 
 
 class Policy:
@@ -46,6 +55,7 @@ class Policy:
         config: Config,
         *,
         read_local: Callable[[], LocalNetworks] = read_local_networks,
+        read_neighbours: Callable[[], Iterable[Neighbour]] = read_neighbours,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read_local = read_local
@@ -56,9 +66,11 @@ class Policy:
         self._clients: dict[tuple[str, int], Client] = {}
         self._admitted: dict[tuple[str, int, tuple[str, ...]], bool] = {}
         self._sending_networks = config.submission.networks
-        self._devices_by_network = _by_network(config.devices)
         self._rules = {device.name: senders.rule_for(config, device) for device in config.devices}
         self._rule_of_unknown = senders.rule_for(config, None)
+        self._neighbours = NeighbourTable(read_neighbours, monotonic)
+        self._asks_for_macs = any(device.mac for device in config.devices)
+        self._known_before_signing_in = _by_precedence(config.devices)
         self._devices_by_username = {device.username: device for device in config.devices if device.username}
 
     def client(self, host: str, interface: int = 0) -> Client:
@@ -70,6 +82,10 @@ class Policy:
             if len(self._clients) >= _KNOWN_CLIENTS_MAX:
                 self._clients.clear()
             client = self._clients[key] = self._judge(host, interface)
+        if self._asks_for_macs and client.local:
+            address = ip_address(client.address)
+            mac = self._neighbours.mac_of(address, interface)
+            return replace(client, mac=mac, device=self._device_at(address, mac))
         return client
 
     def admits(self, listener: Listener, host: str, interface: int = 0) -> bool:
@@ -98,8 +114,13 @@ class Policy:
         return self._rules.get(device.name, self._rule_of_unknown) if device else self._rule_of_unknown
 
     def may_sign_in(self, device: Device, client: Client) -> bool:
-        """A device with an address and a username has to come from that address."""
+        """A device with an address or a mac and a username has to come from there."""
+        if device.mac and device.mac != client.mac:
+            return False
         return not device.address or (client.address != "" and ip_address(client.address) in _network(device))
+
+    def may_send_to(self, device: Device | None, recipient: str) -> bool:
+        return device is None or not device.recipients or matches(device.recipients, recipient)
 
     def refusal(self, listener: Listener, client: Client, *, authenticated: bool) -> Reply | None:
         """What MAIL is answered where this client may not send, None where it may."""
@@ -114,10 +135,16 @@ class Policy:
 
     def _judge(self, host: str, interface: int) -> Client:
         address = unmapped(host)
-        device = next((device for network, device in self._devices_by_network if address in network), None)
         may_send = self._lies_in(self._sending_networks, address, interface)
-        local = may_send or self._lies_in((LOCAL,), address, interface)
+        local = self._lies_in((LOCAL,), address, interface) or (may_send and _is_private(address))
+        device = self._device_at(address, "") if local else None
         return Client(str(address).partition("%")[0], local=local, may_send=may_send, device=device)
+
+    def _device_at(self, address: Address, mac: str) -> Device | None:
+        for network, device in self._known_before_signing_in:
+            if (network is None or address in network) and device.mac in ("", mac):
+                return device
+        return None
 
     def _lies_in(self, networks: Iterable[str], address: Address, interface: int) -> bool:
         return any(
@@ -128,7 +155,8 @@ class Policy:
     def _is_local(self, address: Address, interface: int) -> bool:
         if address in self._local.gateways:
             return any(
-                network.num_addresses == 1 and address in network for network, _ in self._devices_by_network
+                network is not None and network.num_addresses == 1 and address in network
+                for network, _ in self._known_before_signing_in
             )
         return self._local.contains(address, interface)
 
@@ -158,10 +186,24 @@ def unmapped(host: str) -> Address:
     return address
 
 
-def _by_network(devices: Iterable[Device]) -> list[tuple[Network, Device]]:
-    """Devices with an address, the longest prefix first."""
-    known = [(_network(device), device) for device in devices if device.address]
-    return sorted(known, key=lambda pair: pair[0].max_prefixlen - pair[0].prefixlen)
+def _is_private(address: Address) -> bool:
+    """A network behind a router of the office, which the file lets send: it is as local as our own links."""
+    return any(address in network for network in _PRIVATE if network.version == address.version)
+
+
+def _by_precedence(devices: Iterable[Device]) -> list[tuple[Network | None, Device]]:
+    """Devices that are known before they sign in: the longest prefix first, a mac counting as one address."""
+    known = [
+        (_network(device) if device.address else None, device)
+        for device in devices
+        if device.address or device.mac
+    ]
+
+    def precedence(pair: tuple[Network | None, Device]) -> tuple[int, bool]:
+        network, device = pair
+        return network.max_prefixlen - network.prefixlen if network else 0, not device.mac
+
+    return sorted(known, key=precedence)
 
 
 def _network(device: Device) -> Network:

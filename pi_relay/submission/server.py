@@ -73,7 +73,8 @@ class Server:
     """Takes mail on every listener of the configuration.
 
     ``begin``: opens a place in the queue for a message of the declared size (None: not declared), or raises
-    QueueRefusal. ``tls_context``: the context for the next handshake; None, or an exception: no TLS now.
+    QueueRefusal. ``tls_context``: the context for the next handshake, given whether it is with a ``legacy``
+    device; None, or an exception: no TLS now.
     ``now``: seconds since the epoch.
     """
 
@@ -82,7 +83,7 @@ class Server:
         config: Config,
         *,
         begin: Callable[[int | None], IncomingMessage],
-        tls_context: Callable[[], ssl.SSLContext | None],
+        tls_context: Callable[[bool], ssl.SSLContext | None],
         now: Callable[[], float] = time.time,
         authenticator: Authenticator | None = None,
     ) -> None:

@@ -9,6 +9,7 @@ It must not know sockets, nor what the queue does with a message.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ from typing import Any
 from pi_relay import headers, maillog, routes, senders
 from pi_relay.config import Config, Device, Listener
 from pi_relay.model import IncomingMessage, QueueRefusal, Recipient, Reply
-from pi_relay.submission import auth, connection, parameters, paths, replies
+from pi_relay.submission import auth, connection, legacy, parameters, paths, replies
 from pi_relay.submission.auth import GUESSES_MAX, Authenticator
 from pi_relay.submission.census import Census
 from pi_relay.submission.connection import Connection, GoodBye
@@ -49,9 +50,10 @@ class Service:
     config: Config
     policy: Policy
     begin: Callable[[int | None], IncomingMessage]
-    tls_context: Callable[[], ssl.SSLContext | None]
+    tls_context: Callable[[bool], ssl.SSLContext | None]
     authenticator: Authenticator = field(default_factory=Authenticator)
     census: Census = field(default_factory=Census)
+    legacy_uses: legacy.Uses = field(default_factory=legacy.Uses)
     now: Callable[[], float] = time.time
 
 
@@ -64,16 +66,21 @@ class Terms:
         self.size_max_bytes = announced_size_bytes(config)
         self.greeting = f"220 {config.hostname} ESMTP\r\n".encode()
         self.helo = f"250 {config.hostname}\r\n".encode()
-        self.ehlo_plain = self._ehlo()
-        self.ehlo_starttls = self._ehlo("STARTTLS")
-        self.ehlo_tls = self._ehlo("REQUIRETLS", *(["AUTH PLAIN LOGIN"] if listener.auth != "off" else []))
+        self._ehlos: dict[tuple[bool, bool, bool], bytes] = {}
 
-    def _ehlo(self, *more: str) -> bytes:
-        size = f"SIZE {self.size_max_bytes}"
-        words = [self.hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "DSN", *more]
-        words.append("ENHANCEDSTATUSCODES")
-        lines = [f"250-{word}\r\n" for word in words[:-1]]
-        return "".join([*lines, f"250 {words[-1]}\r\n"]).encode()
+    def ehlo(self, *, tls: bool, starttls: bool, auth: bool) -> bytes:
+        """``tls``: the session is inside TLS; ``starttls``, ``auth``: these are on offer."""
+        key = tls, starttls, auth
+        if key not in self._ehlos:
+            self._ehlos[key] = self._worded(*key)
+        return self._ehlos[key]
+
+    def _worded(self, tls: bool, starttls: bool, auth: bool) -> bytes:
+        on_condition = (("REQUIRETLS", tls), ("STARTTLS", starttls), ("AUTH PLAIN LOGIN", auth))
+        words = [self.hostname, "PIPELINING", f"SIZE {self.size_max_bytes}", "8BITMIME", "SMTPUTF8", "DSN"]
+        words += [word for word, holds in on_condition if holds]
+        lines = [f"250-{word}\r\n" for word in words]
+        return "".join([*lines, "250 ENHANCEDSTATUSCODES\r\n"]).encode()
 
 
 def announced_size_bytes(config: Config) -> int:
@@ -136,7 +143,7 @@ class Session(Connection):
             if context is None:
                 raise GoodBye
             # Behind a PROXY header the client's own first words may have come in the same packet.
-            await self.start_tls(context, leading=bytes(self.buffer))
+            await self._begin_tls(context, leading=bytes(self.buffer))
         self.answer(self._terms.greeting)
         idle_timeout_seconds = self._service.config.submission.idle_timeout_seconds
         while True:
@@ -202,12 +209,10 @@ class Session(Connection):
 
     async def _ehlo(self, argument: bytes) -> None:
         self._greet(argument, extended=True)
-        if self.tls:
-            self.answer(self._terms.ehlo_tls)
-        elif self._terms.listener.tls == "starttls" and self._tls_context() is not None:
-            self.answer(self._terms.ehlo_starttls)
-        else:
-            self.answer(self._terms.ehlo_plain)
+        listener, tls = self._terms.listener, self.tls != ""
+        starttls = not tls and listener.tls == "starttls" and self._tls_context() is not None
+        auth = listener.auth != "off" and (tls or self._is_legacy)
+        self.answer(self._terms.ehlo(tls=tls, starttls=starttls, auth=auth))
 
     async def _helo(self, argument: bytes) -> None:
         self._greet(argument, extended=False)
@@ -217,6 +222,8 @@ class Session(Connection):
         name = argument.strip()
         if not name and (extended or not self._client.local):
             raise Refused(replies.ARGUMENT_NEEDED)
+        if not (self._client.local or _is_name_or_literal(name)):
+            raise Refused(replies.NAME_INVALID)
         if self._greeted:
             self._spend(IDLING_COSTS)
         self._forget_transaction()
@@ -263,6 +270,8 @@ class Session(Connection):
             path = config.postmaster
             if not path:
                 raise Refused(replies.NO_POSTMASTER)
+        if not self._service.policy.may_send_to(self._device, path):
+            raise Refused(replies.RECIPIENT_NOT_ALLOWED, about=path)
         device = self._device.name if self._device else ""
         via = routes.via_for(config, transaction.reverse_path, path, device)
         if not via:
@@ -410,23 +419,42 @@ class Session(Connection):
             raise Refused(replies.TLS_UNAVAILABLE)
         self._forget_transaction()
         self.answer(b"220 2.0.0 start TLS\r\n")
-        await self.start_tls(context)
+        await self._begin_tls(context)
         self._forget_greeting()
+
+    async def _begin_tls(self, context: ssl.SSLContext, *, leading: bytes = b"") -> None:
+        await self.start_tls(context, leading=leading)
+        if self._is_legacy and self.transport is not None:
+            old = legacy.old_in(self.transport.get_extra_info("ssl_object"), self._service.tls_context(False))
+            if old:
+                self._note_legacy(old)
 
     def _tls_context(self) -> ssl.SSLContext | None:
         try:
-            return self._service.tls_context()
+            return self._service.tls_context(self._is_legacy)
         except Exception as error:
             maillog.error(f"TLS is not available: {error}")
             return None
+
+    @property
+    def _is_legacy(self) -> bool:
+        """Known before it said a word, and let use what is old."""
+        device = self._client.device
+        return device is not None and device.legacy
+
+    def _note_legacy(self, what: str) -> None:
+        assert self._client.device is not None
+        self._service.legacy_uses.note(self._client.device.name, what, self._service.now())
 
     async def _auth(self, argument: bytes) -> None:
         if self._terms.listener.auth == "off":
             raise Refused(replies.AUTH_NOT_HERE)
         if not self._extended:
             raise Refused(replies.EHLO_FIRST)
-        if not self.tls:
-            raise Refused(replies.AUTH_NEEDS_TLS)
+        if not (self.tls or self._is_legacy):
+            raise Refused(
+                replies.AUTH_NEEDS_TLS, 'AUTH in clear, which only a device with "legacy = true" may'
+            )
         if self._username:
             raise Refused(replies.AUTH_ALREADY)
         if self._transaction is not None:
@@ -459,10 +487,14 @@ class Session(Connection):
         policy = self._service.policy
         device = policy.device_named(username)
         welcome = device is not None and policy.may_sign_in(device, self._client)
+        if not self.tls:  # what a legacy device may, it may as itself
+            welcome = welcome and device is not None and device.legacy
         password_hash = device.password_hash if device is not None and welcome else None
         check = self._service.authenticator.check
         if await check(username, password, password_hash, self._client.address):
             self._username, self._device = username, device
+            if not self.tls:
+                self._note_legacy(legacy.AUTH_IN_CLEAR)
             self.answer(b"235 2.7.0 welcome\r\n")
             return
         self._guesses += 1
@@ -514,6 +546,10 @@ _MECHANISMS: dict[bytes, Callable[[Session, bytes | None], Awaitable[tuple[str, 
     b"PLAIN": Session._plain,
     b"LOGIN": Session._login,
 }
+# What a stranger may call itself (RFC 5321 4.1.1.1), with the "_" of many a Windows machine.
+_is_name_or_literal = re.compile(
+    rb"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?|\[[A-Za-z0-9.:]+\]"
+).fullmatch
 # What other programs open with, when they were given our port or made to talk to it.
 _OTHER_PROTOCOLS = frozenset({b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PRI", b"USER"})
 

@@ -4,7 +4,7 @@ A file is read line by line:
 
     # ...        a remark
     @ KEY = VALUE  before the dialogue: client = ADDRESS (it comes through a load balancer), listener.KEY,
-                 submission.KEY, config.KEY (a Python literal each), refuse = begin | write | commit
+                 submission.KEY, config.KEY (Python each), refuse = begin | write | commit
     C: TEXT      the client sends the line; C lines that follow each other go out in one write
     C+ TEXT      the same without CRLF behind it
     TLS          the client begins TLS
@@ -24,7 +24,6 @@ TEXT may hold \\r \\n \\0 \\t \\\\ \\xFF. Messages without a Q are an error.
 
 from __future__ import annotations
 
-import ast
 import re
 import socket
 import ssl
@@ -34,7 +33,7 @@ from pathlib import Path
 
 import pytest
 
-from pi_relay.config import Config, Listener
+from pi_relay.config import Config, Device, Listener, Route, SmartHost
 from pi_relay.model import Envelope
 from tests.support.processes import free_port, wait_until
 from tests.support.submission_room import SUBMISSION, Client, Room, configuration
@@ -60,10 +59,13 @@ def test_there_are_dialogues() -> None:
     assert len(DIALOGUES) > 20
 
 
+_NAMES = {"Device": Device, "Route": Route, "SmartHost": SmartHost}
+
+
 def _configuration(directory: Path, settings: dict[str, str]) -> Config:
     def of(section: str) -> dict[str, object]:
         return {
-            key.partition(".")[2]: ast.literal_eval(value)
+            key.partition(".")[2]: eval(value, _NAMES)
             for key, value in settings.items()
             if key.startswith(f"{section}.")
         }

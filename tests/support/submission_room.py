@@ -105,6 +105,7 @@ class Room:
         *,
         log_directory: Path,
         context: ssl.SSLContext | None = None,
+        legacy_context: ssl.SSLContext | None = None,
         begin: Callable[[int | None], IncomingMessage] | None = None,
         start: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
@@ -116,6 +117,7 @@ class Room:
         self.refuse_at = ""  # "begin", "write", "commit"; "defect": an exception of no kind that is expected
         self.problems: list[dict[str, Any]] = []  # what the loop could not give to anybody
         self._context = context
+        self._legacy_context = legacy_context
         self._begin = begin or self._note
         self._begins_first = start
         self._log_directory = log_directory
@@ -162,13 +164,16 @@ class Room:
         self.may_commit.set()
         if self._begins_first:
             await self._begins_first()
-        self.server = Server(self.config, begin=self._begin, tls_context=lambda: self._context)
+        self.server = Server(self.config, begin=self._begin, tls_context=self._tls_context)
         await self.server.start()
         self._own_tasks = len(asyncio.all_tasks())
         started.set()
         await self._stop.wait()
         await self.server.stop_listening()
         await self.server.close(5)
+
+    def _tls_context(self, legacy: bool) -> ssl.SSLContext | None:
+        return self._legacy_context if legacy else self._context
 
     def _note(self, declared_size_bytes: int | None) -> IncomingMessage:
         if self.refuse_at == "begin":
