@@ -161,14 +161,17 @@ def _lies_in(address: str, network: str) -> bool:
 
 
 def _handshake(case: Case) -> list[str]:
-    reason = case.reason.upper()
-    if any(word in reason for word in ("PROTOCOL", "VERSION", "CIPHER", "TOO_LOW", "TOO LOW", "DH_KEY")):
-        if "WRONG_VERSION" in reason or "HTTP" in reason:
-            return [_note("it does not speak TLS from the first byte on: give it port 587 or 25")]
-        return [_note("its TLS is too old; for this device alone:"), *_in_device(case, "legacy = true")]
-    if "UNKNOWN_CA" in reason or "UNKNOWN CA" in reason or "CERTIFICATE" in reason:
-        return [_note("it does not trust the certificate: pi-relay tls export-ca FILE, and install that")]
+    reason = case.reason.upper().replace(" ", "_")
+    for words, advice in _HANDSHAKES.items():
+        if any(word in reason for word in words):
+            return advice(case)
     return []
+
+
+def _legacy(case: Case) -> list[str]:
+    if _is_stranger(case.address):
+        return []  # scanners of the Internet ask for anything
+    return [_note("its TLS is too old; for this device alone:"), *_in_device(case, "legacy = true")]
 
 
 def _in_clear(case: Case) -> list[str]:
@@ -234,6 +237,16 @@ def _fixed(*lines: str) -> Callable[[Case], list[str]]:
     return lambda _: list(lines)
 
 
+# By words of OpenSSL, or our own; the first that fits.
+_HANDSHAKES: dict[tuple[str, ...], Callable[[Case], list[str]]] = {
+    ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"): _fixed(
+        _note("it does not speak TLS from the first byte on: give it port 587 or 25")
+    ),
+    ("PROTOCOL", "VERSION", "CIPHER", "DH_KEY", "OLD_TLS"): _legacy,
+    ("UNKNOWN_CA", "CERTIFICATE"): _fixed(
+        _note("it does not trust the certificate: pi-relay tls export-ca FILE, and install that")
+    ),
+}
 _BY_REPLY: dict[Reply, Callable[[Case], list[str]]] = {
     replies.NOT_FROM_HERE: _other_network,
     replies.AUTH_REQUIRED: _no_right_to_send,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
 
@@ -89,6 +90,22 @@ def test_an_unknown_user_costs_a_hash_too_and_never_succeeds(verified: list[tupl
 
     with_authenticator(body)
     assert [password_hash for _, password_hash, _ in verified] == [passwords.DUMMY_HASH] * 2
+
+
+def test_an_unknown_user_takes_as_long_as_a_wrong_password() -> None:
+    """In CPU time, the least of several: what else the machine does must not count."""
+    costs: dict[str | None, list[float]] = {HASH: [], None: []}
+
+    async def body(authenticator: Authenticator) -> None:
+        for _ in range(6):
+            for password_hash, spent in costs.items():
+                begun = time.process_time()
+                await authenticator.check("copier", "wrong", password_hash, "10.0.0.1")
+                spent.append(time.process_time() - begun)
+
+    with_authenticator(body)
+    known, unknown = (min(spent) for spent in costs.values())
+    assert 0.8 < unknown / known < 1.25
 
 
 def test_nothing_that_is_kept_holds_the_password() -> None:
