@@ -287,6 +287,7 @@ TEXTS = {
         "そのユーザーはいません: pi-relay devices add NAME --login で作れます"
     ),
     "its user name counts only from its own address": "このユーザー名は、決められたアドレスからしか使えません",
+    "its user name counts only with its own mac": "このユーザー名は、決められた mac からしか使えません",
     "type the password into the device again, or make a new one: pi-relay password --generate": (
         "機器にパスワードを入力し直すか、新しく作ってください: pi-relay password --generate"
     ),

@@ -27,6 +27,7 @@ class Case:
     reason: str  # as the mail log has it
     about: str  # the sender, recipient or user name that was refused, "" where it is about none
     address: str  # of the client
+    mac: str  # "" where it is not known
     device: Device | None  # None: unknown
     shut: Listener | None  # the first listener that does not let it in
     may_send: bool  # without a password
@@ -149,6 +150,9 @@ def _wrong_password(case: Case) -> list[str]:
     if device.address and case.address and not _lies_in(case.address, device.address):
         note = _note("its user name counts only from its own address")
         return [note, *lines, f"address = {_text(case.address)}"]
+    if device.mac and case.mac != device.mac:
+        note = _note("its user name counts only with its own mac")
+        return [note, *lines, *([f"mac = {_text(case.mac)}"] if case.mac else [])]
     return [
         _note("type the password into the device again, or make a new one: pi-relay password --generate"),
         *lines,
@@ -171,13 +175,20 @@ def _handshake(case: Case) -> list[str]:
 def _legacy(case: Case) -> list[str]:
     if _is_stranger(case.address):
         return []  # scanners of the Internet ask for anything
-    return [_note("its TLS is too old; for this device alone:"), *_in_device(case, "legacy = true")]
+    return [_note("its TLS is too old; for this device alone:"), *_as_legacy(case)]
+
+
+def _as_legacy(case: Case) -> list[str]:
+    """It takes an address or a mac, for the old ciphers are chosen before anybody signs in."""
+    lines = _in_device(case, "legacy = true")
+    is_placed = case.device is None or case.device.address or case.device.mac
+    return lines if is_placed else [*lines, f"address = {_text(case.address)}"]
 
 
 def _in_clear(case: Case) -> list[str]:
     return [
         _note("switch TLS or STARTTLS on in its menu; where it has none:"),
-        *_in_device(case, "legacy = true"),
+        *_as_legacy(case),
     ]
 
 
@@ -257,6 +268,7 @@ _BY_REPLY: dict[Reply, Callable[[Case], list[str]]] = {
     replies.NO_HANDSHAKE: _handshake,
     replies.BARE_CR_OR_LF: _bare_line_end,
     replies.SENDER_NOT_ALLOWED: _sender,
+    replies.RECIPIENT_NOT_ALLOWED: _recipient,
     replies.MESSAGE_TOO_LARGE: _larger,
     replies.NO_ROUTE: _route,
     replies.NO_WAY_OUT: _fixed("[smart_hosts.isp]", 'host = "smtp.isp.example"', 'username = "u1234"',

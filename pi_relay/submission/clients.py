@@ -74,11 +74,13 @@ def _seen(
         refused=one.refused,
         last_reply=str(one.last_refusal or ""),
         last_reason=one.last_reason,
-        mend="" if device and not one.name else _mending(one, device, config, policy),
+        mend="" if device and not one.name else _mending(one, device, config, policy, macs),
     )
 
 
-def _mending(one: Seen, device: Device | None, config: Config, policy: Policy) -> str:
+def _mending(
+    one: Seen, device: Device | None, config: Config, policy: Policy, macs: Mapping[str, str]
+) -> str:
     if one.last_refusal is None:
         return ""
     listeners = config.listeners if one.address else ()
@@ -87,6 +89,7 @@ def _mending(one: Seen, device: Device | None, config: Config, policy: Policy) -
         reason=one.last_reason,
         about=one.last_about,
         address=one.address,
+        mac=macs.get(one.address, ""),
         device=device,
         shut=next((each for each in listeners if not policy.admits(each, one.address)), None),
         may_send=bool(one.address) and policy.client(one.address).may_send,

@@ -193,6 +193,17 @@ def test_the_sheet(pi_relay: CommandLine) -> None:
     assert tomllib.loads(pi_relay.file.read_text())["devices"][1] == {"name": "nas", "address": "10.0.0.7"}
 
 
+def test_a_device_on_dhcp(pi_relay: CommandLine) -> None:
+    result = pi_relay("devices", "add", "copier", "--mac", "00-1B-A9-12-34-56", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["mac"] == "00:1b:a9:12:34:56"
+    assert tomllib.loads(pi_relay.file.read_text())["devices"] == [
+        {"name": "copier", "mac": "00:1b:a9:12:34:56"}
+    ]
+    again = pi_relay("devices", "add", "other", "--mac", "001ba9123456")
+    assert again.returncode == 1 and "nothing was written" in again.stderr
+
+
 def test_names_become_user_names(pi_relay: CommandLine) -> None:
     names = [
         json.loads(pi_relay("devices", "add", name, "--login", "--json").stdout)["username"]

@@ -99,8 +99,11 @@ def test_what_is_local_follows_the_addresses(box: Box, tmp_path: Path) -> None:
     assert status["reasons"] == ["the world can reach the listener :25 at 8.8.4.2; it turns strangers away"]
     (warning,) = [one for one in box.ask("check") if one["key"].startswith("listeners")]
     assert "8.8.4.2" in warning["message"] and warning["severity"] == "warning" and warning["line"] == 4
-    mends = {one["address"]: one["mend"] for one in box.ask("devices")}
+    devices = box.ask("devices")
+    mends = {one["address"]: one["mend"] for one in devices}
     assert "forward" in mends["192.168.7.1"] and "Internet" in mends["8.8.4.9"]
+    macs = {one["address"]: one["mac"] for one in devices}
+    assert macs["192.168.7.9"] == box.others.mac("office") and macs["172.17.0.1"] is None
     assert all("networks" not in mends[address] for address in ("192.168.7.1", "8.8.4.9"))
 
     # The office moves to another network: the old one is no longer local.

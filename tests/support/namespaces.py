@@ -5,6 +5,7 @@ Needs root, and ``ip``, ``unshare`` and ``nsenter``; ``possible()`` says whether
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -44,6 +45,11 @@ class Namespace:
 
     def ip(self, words: str) -> None:
         subprocess.run(self.command("ip", *words.split()), check=True, capture_output=True, timeout=20)
+
+    def mac(self, interface: str) -> str:
+        command = self.command("ip", "-json", "link", "show", "dev", interface)
+        (link,) = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=20).stdout)
+        return str(link["address"])
 
     def cable(self, name: str, other: Namespace) -> None:
         """An interface of this name here, and one there; both are up."""

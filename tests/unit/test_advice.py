@@ -30,8 +30,8 @@ CONFIG = Config(
 
 def mend(reply: Reply, **facts: Any) -> str:
     known: dict[str, Any] = {
-        "reason": "", "about": "", "address": "10.1.2.3", "device": None, "shut": CONFIG.listeners[0],
-        "may_send": False, "is_gateway": False, "config": CONFIG,
+        "reason": "", "about": "", "address": "10.1.2.3", "mac": "", "device": None,
+        "shut": CONFIG.listeners[0], "may_send": False, "is_gateway": False, "config": CONFIG,
     }  # fmt: skip
     return mending(Case(reply=reply, **{**known, **facts}))
 
@@ -132,6 +132,28 @@ def test_a_handshake_that_failed(reason: str, is_legacy: bool) -> None:
         assert toml(found)["devices"] == [{"name": "NAME", "address": "10.1.2.3", "legacy": True}]
     if "CA" in reason:
         assert "export-ca" in found
+
+
+def test_a_password_from_another_mac() -> None:
+    phone = Device("phone", mac="00:1b:a9:12:34:56", username="phone")
+    config = replace(CONFIG, devices=(phone,))
+    found = mend(replies.AUTH_FAILED, about="phone", mac="00:1b:a9:12:34:57", config=config)
+    assert toml(found)["devices"] == [{"name": "phone", "mac": "00:1b:a9:12:34:57"}]
+    right = mend(replies.AUTH_FAILED, about="phone", mac=phone.mac, config=config)
+    assert "password_hash" in right
+
+
+def test_a_device_without_an_address_gets_one_with_legacy() -> None:
+    (device,) = toml(mend(replies.AUTH_NEEDS_TLS, device=Device("fax", username="fax")))["devices"]
+    assert device == {"name": "fax", "legacy": True, "address": "10.1.2.3"}
+
+
+def test_a_recipient_that_is_not_allowed() -> None:
+    limited = replace(SCANNER, recipients=("*@office.example",))
+    found = mend(replies.RECIPIENT_NOT_ALLOWED, device=limited, about="a@news.example")
+    assert toml(found)["devices"] == [
+        {"name": "scanner", "recipients": ["*@office.example", "a@news.example"]}
+    ]
 
 
 def test_a_sender_that_is_not_allowed() -> None:
