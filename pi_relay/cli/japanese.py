@@ -185,6 +185,10 @@ TEXTS = {
     "(no message)": "(メールなし)",
     "accepted {size} from {sender}: {from} to {to}": "{sender} から {size} を受け付けました: {from} から {to} へ",
     "refused {sender}: {reply} ({reason})": "{sender} を拒否しました: {reply} ({reason})",
+    ", not as {claimed} (changed: {rewritten})": "、{claimed} を差し替え (変更: {rewritten})",
+    "goes to {next_hop} as {from}, not as {claimed} (changed: {rewritten})": (
+        "{next_hop} には {claimed} ではなく {from} として送ります (変更: {rewritten})"
+    ),
     "{to}: {next_hop} took it after {delay} (attempt {attempt}): {reply}": (
         "{to}: {next_hop} が {delay} 後に受け取りました ({attempt} 回目): {reply}"
     ),

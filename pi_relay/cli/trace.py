@@ -38,6 +38,7 @@ Event = dict[str, Any]
 SENTENCES = {
     "accepted": "accepted {size} from {sender}: {from} to {to}",
     "refused": "refused {sender}: {reply} ({reason})",
+    "rewritten": "goes to {next_hop} as {from}, not as {claimed} (changed: {rewritten})",
     "relayed": "{to}: {next_hop} took it after {delay} (attempt {attempt}): {reply}",
     "deferred": "{to}: not yet, {next_hop} said: {reply}; next try {next_attempt}",
     "failed": "{to}: failed, {next_hop} said: {reply}",
@@ -246,7 +247,10 @@ def sentence(event: Event) -> str:
         return " ".join(
             [event["event"], *(f"{key}={value}" for key, value in event.items() if key != "event")]
         )
-    return t(template, **_Words(event))
+    words = _Words(event)
+    if event["event"] == "accepted" and "rewritten" in event:
+        return f"{t(template, **words)}{t(', not as {claimed} (changed: {rewritten})', **words)}"
+    return t(template, **words)
 
 
 class _Words(dict[str, str]):
@@ -263,7 +267,20 @@ class _Words(dict[str, str]):
         for key in ("next_attempt", "until"):
             if event.get(key):
                 self[key] = local_time(event[key])
-        for key in ("to", "from", "size", "reply", "reason", "next_hop", "delay", "attempt", "what", "until"):
+        for key in (
+            "to",
+            "from",
+            "size",
+            "reply",
+            "reason",
+            "next_hop",
+            "delay",
+            "attempt",
+            "what",
+            "until",
+            "claimed",
+            "rewritten",
+        ):
             self.setdefault(key, "?")
         self.setdefault("next_attempt", "?")
 

@@ -34,7 +34,7 @@ from .data import (
     Tls,
 )
 from .findings import ConfigInvalid, Finding, Report, Severity, in_words
-from .kinds import Wrong, a_labels
+from .kinds import Wrong, a_labels, looks_like_address
 from .reading import read
 from .rules import RULES
 from .schema import NOT_YET
@@ -64,6 +64,7 @@ __all__ = [
     "despite_errors",
     "in_words",
     "load",
+    "looks_like_address",
     "secret_files",
 ]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pi_relay import maillog
 from pi_relay.config import Config, SmartHost
 from pi_relay.delivery.health import Health
-from pi_relay.delivery.outgoing import Outgoing, derive
+from pi_relay.delivery.outgoing import Outgoing, derive, guises
 from pi_relay.delivery.pool import Pool
 from pi_relay.delivery.session import Session, SessionFailed
 from pi_relay.delivery.signing import Signer, SigningFailed
@@ -127,10 +127,10 @@ class Hop:
     ) -> None:
         """As many as it takes: the other side may take some recipients only, or not our sender."""
         waiting, fresh = positions, False
-        needs_sender = not envelope.reverse_path and not self.host.null_sender
-        sender = self.host.sender if needs_sender else ""
+        ways_to_appear = guises(self.host, envelope)
+        guise = next(ways_to_appear)
         while waiting:
-            outgoing = await derive(self.config, envelope, message, sender=sender, signer=self._signer)
+            outgoing = await derive(self.config, envelope, message, guise=guise, signer=self._signer)
             session = await self.pool.take(fresh=True) if fresh else self.pool.take_idle()
             if session is None:
                 session = await self.pool.take()
@@ -153,9 +153,10 @@ class Hop:
                 fresh = outcome.unanswered and session.reused
                 if fresh:
                     continue  # it had died while it was idle
+                outgoing.note(envelope.queue_id, self.host.name)
                 denied = self._take_down(attempt, waiting, outcome, envelope, extensions)
-                if denied and self.host.sender and outgoing.reverse_path != self.host.sender:
-                    waiting, sender = denied, self.host.sender
+                if denied and (other := next(ways_to_appear, None)):
+                    waiting, guise = denied, other
                     continue
                 self._judge(*outcome.results)  # before a broken session makes room for a new one
                 waiting = [waiting[place] for place in outcome.put_off]

@@ -11,7 +11,7 @@ import pytest
 from pi_relay import maillog
 from pi_relay.config import Route
 from pi_relay.delivery import health, pool
-from pi_relay.model import HopCondition, Scope, StoredMessage
+from pi_relay.model import HopCondition, Kind, Scope, StoredMessage
 from tests.delivery.office import (
     BODY,
     HEADER,
@@ -478,29 +478,80 @@ def test_a_way_out_that_is_no_longer_configured_waits() -> None:
 # ── senders ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_send_as_denied_is_tried_once_more_as_the_accounts_own_sender() -> None:
+ISP = "u1234@isp.example"
+
+
+def mails(hop: MisbehavingHop) -> list[str]:
+    return [command.split()[1] for command in hop.commands if command.startswith("MAIL")]
+
+
+def test_what_a_host_demands_stands_for_whoever_sent_it() -> None:
+    header = b"From: Ann <ann@office.example>\r\nSender: scans@office.example\r\nSubject: x\r\n\r\n"
+    with MisbehavingHop() as hop:
+        assert fates(
+            deliver_once(config(smart_host(hop, sender=ISP)), A, message=StoredMessage(header, BODY))
+        ) == ["relayed"]
+    assert mails(hop) == [f"FROM:<{ISP}>"]
+    assert hop.messages[0].content.startswith(
+        b"From: Ann <u1234@isp.example>\r\nReply-To: Ann <ann@office.example>\r\nSubject: x\r\n\r\n"
+    )
+
+
+def test_each_host_gets_the_sender_that_it_demands() -> None:
+    """Derived anew: what one host was shown is not what the next one gets."""
+    with MisbehavingHop({"MAIL": "530 5.7.0 no"}) as first, MisbehavingHop() as second:
+        hosts = smart_host(first, "first", sender=ISP), smart_host(second, "second")
+        assert fates(deliver_once(config(*hosts), A)) == ["relayed"]
+    assert (mails(first), mails(second)) == ([f"FROM:<{ISP}>"], ["FROM:<scans@office.example>"])
+    assert second.messages[0].content.startswith(HEADER)
+
+
+def test_a_report_is_shown_in_the_name_that_a_host_demands() -> None:
+    report = StoredMessage(b"From: Mail relay <MAILER-DAEMON@relay.office.example>\r\n\r\n", BODY)
+    with MisbehavingHop() as hop:
+        office = config(smart_host(hop, sender=ISP))
+        fate = deliver_once(office, A, message=report, reverse_path="", kind=Kind.DSN)
+    assert (fates(fate), mails(hop)) == (["relayed"], ["FROM:<>"])
+    assert hop.messages[0].content.startswith(b"From: Mail relay <u1234@isp.example>\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("account", "second"),
+    [
+        ({"username": "relay@isp.example"}, "relay@isp.example"),
+        ({"username": "relay@isp.example", "sender": ISP}, "relay@isp.example"),
+        ({"username": "u1234", "sender": ISP}, ISP),
+    ],
+)
+def test_send_as_denied_is_tried_once_more_as_the_accounts_own_sender(
+    account: dict[str, str], second: str
+) -> None:
     script = {"DOT": ["554 5.2.252 SendAsDenied", "250 ok"]}
     with MisbehavingHop(script) as hop:
-        report = deliver_once(config(smart_host(hop, sender="u1234@isp.example")), A, B)
+        report = deliver_once(config(smart_host(hop, **account)), A, B)
     assert fates(report) == ["relayed"] * 2
-    assert [command.split()[1] for command in hop.commands if command.startswith("MAIL")] == [
-        "FROM:<scans@office.example>",
-        "FROM:<u1234@isp.example>",
-    ]
+    assert mails(hop) == [f"FROM:<{account.get('sender', 'scans@office.example')}>", f"FROM:<{second}>"]
+    assert f"From: {second}\r\n".encode() in hop.messages[0].content
 
 
-@pytest.mark.parametrize("sender", ["", "u1234@isp.example", "scans@office.example"])
+def test_a_denied_report_gives_up_its_null_reverse_path() -> None:
+    with MisbehavingHop({"DOT": ["554 5.2.252 SendAsDenied", "250 ok"]}) as hop:
+        report = deliver_once(config(smart_host(hop, sender=ISP)), A, reverse_path="", kind=Kind.DSN)
+    assert (fates(report), mails(hop)) == (["relayed"], ["FROM:<>", f"FROM:<{ISP}>"])
+
+
+@pytest.mark.parametrize("sender", ["", ISP, "scans@office.example"])
 def test_send_as_denied_for_good_is_account_trouble(sender: str) -> None:
     with MisbehavingHop({"DOT": "554 5.2.252 SendAsDenied"}) as hop:
         report = deliver_once(config(smart_host(hop, sender=sender)), A)
     assert fates(report) == ["account transient 554"]
-    assert hop.verbs().count("MAIL") == (2 if sender == "u1234@isp.example" else 1)
+    assert hop.verbs().count("MAIL") == (2 if sender else 1)
 
 
 @pytest.mark.parametrize(("null_sender", "path"), [(True, "<>"), (False, "<u1234@isp.example>")])
 def test_the_null_reverse_path_where_it_is_refused(null_sender: bool, path: str) -> None:
     with MisbehavingHop() as hop:
-        host = smart_host(hop, sender="u1234@isp.example", null_sender=null_sender)
+        host = smart_host(hop, sender=ISP, null_sender=null_sender)
         assert fates(deliver_once(config(host), A, reverse_path="")) == ["relayed"]
     assert hop.messages[0].mail.startswith(f"FROM:{path}")
 
