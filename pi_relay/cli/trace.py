@@ -196,8 +196,8 @@ def _is_about(event: Event, word: str) -> bool:
     named = (event.get(key, "") for key in ("queue_id", "device", "client"))
     if word in named or event.get("message_id", "").strip("<>") == word.strip("<>"):
         return True
-    addresses = (event.get("from", ""), *event.get("to", "").split(","))
-    return any(map(same, addresses))
+    lists = (event.get("from", ""), event.get("to", ""), event.get("claimed", ""))
+    return any(same(address) for addresses in lists for address in addresses.split(","))
 
 
 @cache
