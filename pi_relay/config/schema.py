@@ -327,8 +327,8 @@ SMART_HOSTS = Table(
         Key(
             "sender",
             kinds.mail_address("u1234@isp.example"),
-            "The sender that the provider demands: it stands for whoever sent a message, in reverse-path, From "
-            "and Sender. Leave it out where the account may send as others.",
+            "The sender that the provider demands: it stands for whoever sent a message, in reverse-path, "
+            "From and Sender. Leave it out where the account may send as others.",
             default_words="none demanded",
             example='"u1234@isp.example"',
         ),
