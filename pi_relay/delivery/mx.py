@@ -102,7 +102,7 @@ class Lookups:
         has an address then. Raises LookupFailed.
         """
         if domain.startswith("["):
-            self._usable(domain, (_of_literal(domain),))
+            self._usable(domain, [_of_literal(domain)])
             return (Exchanger(domain, 0),)
         name = a_labels(domain)
         answer = await self._ask(name, "MX")
@@ -121,18 +121,18 @@ class Lookups:
         ``host``: an Exchanger's. Raises LookupFailed.
         """
         if host.startswith("["):
-            return self._usable(host, (_of_literal(host),))
+            return self._usable(host, [_of_literal(host)])
         answers = await self._of_each_family(host)
-        found = [address for answer in answers for address in answer.records]
-        if found:
-            return self._usable(host, tuple(map(ipaddress.ip_address, found)))
+        found = [ipaddress.ip_address(address) for answer in answers for address in answer.records]
         trouble = next((answer.trouble for answer in answers if answer.trouble), "")
+        if found and not (trouble and all(map(self._is_barred, found))):
+            return self._usable(host, found)
         if trouble:
             raise _temporary(host, trouble)
         if not all(answer.exists for answer in answers):
-            raise _permanent(550, "5.4.4", f"the mail server {host} does not exist")
+            raise _permanent(550, "5.4.4", f"the server {host} does not exist")
         families = " or ".join(_WORDS[family] for family in self._direct.address_families)
-        raise _permanent(550, "5.4.4", f"the mail server {host} has no {families} address")
+        raise _permanent(550, "5.4.4", f"the server {host} has no {families} address")
 
     async def txt(self, name: str) -> tuple[str, ...]:
         """The TXT records of a name, their strings joined; () where it has none. Raises LookupFailed."""
@@ -170,16 +170,19 @@ class Lookups:
             for each in asking:
                 each.cancel()
 
-    def _usable(self, host: str, found: tuple[Address, ...]) -> tuple[str, ...]:
+    def _usable(self, host: str, found: list[Address]) -> tuple[str, ...]:
         """Raises LookupFailed where none is."""
         families = self._direct.address_families
         of_family = [each for each in found if f"ipv{each.version}" in families]
         if not of_family:
             raise _permanent(550, "5.4.4", f"{host} is reached by {_WORDS[f'ipv{found[0].version}']} only")
-        public = [each for each in of_family if self._direct.allow_private or not _is_private(each)]
-        if not public:
-            raise _permanent(550, "5.4.4", f"the mail server {host} is at a private address, {of_family[0]}")
-        return tuple(map(str, public))[:ADDRESSES_MAX]
+        open_ones = [each for each in of_family if not self._is_barred(each)]
+        if not open_ones:
+            raise _permanent(550, "5.4.4", f"the server {host} is at a private address, {of_family[0]}")
+        return tuple(map(str, open_ones))[:ADDRESSES_MAX]
+
+    def _is_barred(self, address: Address) -> bool:
+        return _is_private(address) and not self._direct.allow_private
 
     async def _ask(self, name: str, kind: str) -> Answer:
         answer = await self._resolver().ask(name, kind)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import dns.asyncbackend
@@ -205,7 +205,7 @@ class _Cache:
         until, answer = self._kept.get(question, (0.0, None))
         if answer is None:
             return None
-        if until <= time.monotonic():
+        if until <= monotonic():
             del self._kept[question]
             return None
         self._kept.move_to_end(question)
@@ -213,7 +213,7 @@ class _Cache:
 
     def put(self, question: Question, answer: Answer) -> None:
         if answer.ttl_seconds > 0 and sum(map(len, answer.records)) <= CACHED_TEXT_MAX:
-            self._kept[question] = (time.monotonic() + answer.ttl_seconds, answer)
+            self._kept[question] = (monotonic() + answer.ttl_seconds, answer)
             if len(self._kept) > CACHED_MAX:
                 self._kept.popitem(last=False)
 
