@@ -1,8 +1,9 @@
 """The neighbour table: which hardware address an address of the same link has (arp(7), RFC 4861).
 
 Rules: what the kernel knows already; nobody is asked on the wire. An entry that the kernel does not believe
-is left out, and so is an address that seems to be two machines. What was read is believed for a moment. It
-must not know what a hardware address is worth.
+is left out, and so is an address that seems to be two machines. What was read is believed for a moment; for
+an address that was not there then, the kernel is asked anew: its owner may just have come. It must not know
+what a hardware address is worth.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ _NDA_DST, _NDA_LLADDR = 1, 2
 _UNKNOWN_STATES = 0x01 | 0x20 | 0x40
 _MAC_SIZE = 6
 
-BELIEVED_SECONDS = 5.0
-ASK_AGAIN_SECONDS = 0.5  # for whoever was not there a moment ago
+BELIEVED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class NeighbourTable:
 
         Never raises: where the kernel does not answer, nobody is known.
         """
-        age_seconds = self._monotonic() - self._read_at
-        asked_too_long_ago = BELIEVED_SECONDS if address in self._macs else ASK_AGAIN_SECONDS
-        if age_seconds >= asked_too_long_ago:
+        if address.is_loopback:
+            return ""
+        if address not in self._macs or self._monotonic() - self._read_at >= BELIEVED_SECONDS:
             self._renew()
         macs = {mac for index, mac in self._macs.get(address, ()) if interface in (0, index)}
         return macs.pop() if len(macs) == 1 else ""

@@ -484,12 +484,9 @@ class Session(Connection):
         return auth.decode(response)
 
     async def _sign_in(self, username: str, password: str) -> None:
-        policy = self._service.policy
-        device = policy.device_named(username)
-        welcome = device is not None and policy.may_sign_in(device, self._client)
-        if not self.tls:  # what a legacy device may, it may as itself
-            welcome = welcome and device is not None and device.legacy
-        password_hash = device.password_hash if device is not None and welcome else None
+        device = self._service.policy.device_named(username)
+        objection = self._objection(device, username)
+        password_hash = device.password_hash if device is not None and not objection else None
         check = self._service.authenticator.check
         if await check(username, password, password_hash, self._client.address):
             self._username, self._device = username, device
@@ -499,12 +496,22 @@ class Session(Connection):
             return
         self._guesses += 1
         refused = Refused(
-            replies.AUTH_FAILED, f"wrong password, or no device, for {username!r}", about=username
+            replies.AUTH_FAILED, objection or f"wrong password for {username!r}", about=username
         )
         if self._guesses < GUESSES_MAX:
             raise refused
         self.note_refusal(refused)
         raise Refused(replies.TOO_MANY_GUESSES)
+
+    def _objection(self, device: Device | None, username: str) -> str:
+        """Why no password would do, for the log; "" where one may."""
+        if device is None:
+            return f"no device has the user name {username!r}"
+        if not self._service.policy.may_sign_in(device, self._client):
+            return f"{username!r} may sign in only from its own {'mac' if device.mac else 'address'}"
+        if not (self.tls or device.legacy):  # what a legacy device may, it may as itself
+            return f"{username!r} may not sign in without TLS"
+        return ""
 
 
 class _Pace:

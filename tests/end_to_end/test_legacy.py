@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import smtplib
 import subprocess
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from pi_relay import maillog, passwords
 from tests.support.misbehaving_hop import MisbehavingHop
-from tests.support.processes import free_port
+from tests.support.processes import free_port, wait_until
 from tests.support.relay import Relay
 
 OLD, OLD_SIGNING_IN, OTHER = "127.0.0.9", "127.0.0.7", "127.0.0.8"
@@ -125,8 +126,10 @@ def test_what_is_old_is_taken_from_a_legacy_device_alone(
     found = re.search(r"Protocol *: (\S+)\s+Cipher *: (\S+)", said)
     assert found and " ".join(found.groups()).startswith(session)
     assert "221 2.0.0 bye" in said
+    seen = len(office.events("refused"))
     refused = s_client(office, OTHER, *options, implicit=implicit)
     assert "221 2.0.0 bye" not in refused and "Cipher is (NONE)" in refused
+    wait_until(lambda: len(office.events("refused")) > seen, 5, "the refusal in the log")
     last = office.events("refused")[-1]
     assert (last["client"], last["device"]) == (OTHER, "")
     assert '"legacy = true" in its [[devices]] section' in last["reason"]
@@ -140,6 +143,7 @@ def test_each_use_is_logged_once(office: Office) -> None:
     for _ in range(2):
         for options in (TLS_1_0, TLS_1_1, OLD_CIPHER, ("-tls1_3",)):
             s_client(office, OLD, *options)
+    time.sleep(0.1)  # the log is written after the reply
     uses = [event["what"] for event in office.events("legacy") if event["device"] == "copier"]
     assert sorted(uses) == ["AES128-SHA", "TLSv1", "TLSv1.1"]
 
@@ -156,6 +160,7 @@ def test_auth_in_clear_is_offered_to_a_legacy_device_alone(office: Office) -> No
             client.ehlo()
             assert "auth" not in client.esmtp_features
             assert client.docmd("AUTH", f"PLAIN {_plain('fax')}")[0] == 538
+    time.sleep(0.1)
     [use] = [event for event in office.events("legacy") if event["device"] == "fax"]
     assert use["what"] == "AUTH in clear"
     assert PASSWORD not in office.log.read_text() and _plain("fax") not in office.log.read_text()
