@@ -3,8 +3,8 @@
 Rules:
 - The local CA is made once. The leaf is made anew when names or addresses change and at two thirds of its
   life, by a short-lived process (issue_certificate.py); here PEM files are only loaded.
-- Whether it is due is looked at daily, and at a handshake, once a minute at most: an address that DHCP brings
-  late is noticed by the first device that comes by it, and an idle box does nothing.
+- Whether it is due is looked at daily, and at a handshake, every ten seconds at most: an address that DHCP
+  brings late is noticed by the first device that comes by it, and an idle box does nothing.
 - At a wrong clock nothing is renewed; a first leaf is made all the same, dated by the last known time.
 - An expired leaf is served on, with a warning: most devices do not look, and mail matters more.
 - A file that changes is taken up within a second of use; a bad one leaves the last good one in place, with
@@ -38,7 +38,7 @@ CA_CERTIFICATE, CA_KEY, DEVICE_PEM = "ca.pem", "ca.key", "device.pem"
 EXPIRED = "the certificate that devices see has expired; it is served all the same"
 
 _LOOK_AGAIN_SECONDS = 1.0  # at the files
-_JUDGE_AGAIN_SECONDS = 60.0  # whether a new leaf is due
+_JUDGE_AGAIN_SECONDS = 10.0  # whether a new leaf is due
 _AFTER_FAILURE_SECONDS = 3600.0
 _ISSUING_SECONDS_MAX = 120.0  # two RSA keys on a Pi Zero that is busy booting
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}

@@ -262,6 +262,7 @@ class Connection(SMTP):
         self.write()
         self.buffer.clear()
         self.deadline = self.loop.time() + TLS_HANDSHAKE_SECONDS + FLUSH_SECONDS
+        self._over_ssl = True  # from now on an end of what the client says is the end of both ways
         try:
             transport = await self._shake_hands(context, leading)
         except OSError as error:
@@ -271,7 +272,6 @@ class Connection(SMTP):
             raise GoodBye from None
         self.deadline = _NEVER
         self.transport = self._transport = self._reader._transport = self._writer._transport = transport
-        self._over_ssl = True
         self.tls = transport.get_extra_info("ssl_object").version() or "TLS"
 
     async def _shake_hands(self, context: ssl.SSLContext, leading: bytes) -> asyncio.Transport:

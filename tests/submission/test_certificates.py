@@ -202,7 +202,7 @@ def test_an_address_that_comes_late_is_noticed_at_a_handshake(
     before = late.context()
     now = ("10.0.0.7",)
     handshakes(late, 3)
-    assert late.context() is before  # looked at less than a minute ago
+    assert late.context() is before  # looked at a moment ago
     monkeypatch.setattr(certificates, "_LOOK_AGAIN_SECONDS", 0.0)
     late._judge_at = 0.0
     handshakes(late, 3)
