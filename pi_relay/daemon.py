@@ -23,6 +23,7 @@ from pi_relay.model import IncomingMessage
 from pi_relay.operations import Operations
 from pi_relay.queue.manager import Manager
 from pi_relay.queue.store import Store, StoreLocked
+from pi_relay.quotas import Quotas
 from pi_relay.state import Clock
 from pi_relay.submission.certificates import CertificateError, Certificates
 from pi_relay.submission.server import ListenerError, Server
@@ -46,7 +47,10 @@ class Relay:
             size_max_bytes=queue.size_max_bytes,
             free_space_min_bytes=queue.free_space_min_bytes,
         )
-        self.delivery = Delivery(config, on_hop_changed=self._hop_changed, clock_is_wrong=clock.is_wrong)
+        self.quotas = Quotas(state_directory(), clock_is_wrong=clock.is_wrong, note_time=clock.note)
+        self.delivery = Delivery(
+            config, on_hop_changed=self._hop_changed, quotas=self.quotas, clock_is_wrong=clock.is_wrong
+        )
         self.certificates = Certificates(config, state_directory(), clock_is_wrong=clock.is_wrong)
         self.manager = Manager(
             self.store,
@@ -94,6 +98,7 @@ class Relay:
             self.manager.stop(STOP_GRACE_SECONDS / 2),
         )
         await self.delivery.close()
+        await self.quotas.close()
         await self.control.close()
         await self.store.close()
 

@@ -117,10 +117,25 @@ def _fits(pattern: str, reply: Reply) -> bool:
     )
 
 
+_CONNECTION_STATUS_AT = {Stage.CONNECT: "4.4.1", Stage.TLS: "4.7.5"}
+_CONNECTION_STATUS = frozenset({"4.4.1", "4.4.2", "4.7.5"})
+
+
 def connection_failure(stage: Stage, text: str, remote_mta: str = "") -> Failure:
     """No reply at all: refused, lost, timed out, or no TLS (RFC 3463 3.5). ``text``: plain words."""
-    enhanced_status = {Stage.CONNECT: "4.4.1", Stage.TLS: "4.7.5"}.get(stage, "4.4.2")
+    enhanced_status = _CONNECTION_STATUS_AT.get(stage, "4.4.2")
     return Failure(Scope.NEXT_HOP, Reply(421, enhanced_status, text, remote_mta), False)
+
+
+def is_throttling(failure: Failure) -> bool:
+    """The next hop wants less of us for a while: 421, 432, and 450 or 451 to MAIL.
+
+    A connection that was lost, or that it closed because nothing was said, tells nothing of the kind.
+    """
+    code, of_the_hop = failure.reply.code, failure.scope is Scope.NEXT_HOP
+    if code == 432:
+        return True
+    return of_the_hop and code in (421, 450, 451) and failure.reply.enhanced_status not in _CONNECTION_STATUS
 
 
 def send_as_denied(failure: Failure) -> bool:

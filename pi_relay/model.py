@@ -120,6 +120,7 @@ class HopCondition(StrEnum):
     OPEN = "open"
     PAUSED = "paused"  # in trouble: nobody tries before the pause is over
     PROBING = "probing"  # the pause is over: one attempt may try
+    PACED = "paced"  # it gets no more for a moment: mail waits for it, and takes no other way
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class HopState:
 
     condition: HopCondition
     scope: Scope | None = None  # of the trouble, None while open
-    until_monotonic: float = 0.0  # when a pause ends
+    until_monotonic: float = 0.0  # when a pause, or the wait for its pace, ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ class HopStatus:
     last_success_at: float | None = None
     last_error: str = ""
     next_attempt_at: float | None = None
+    paced_until: float | None = None  # None also where it is paced, and nobody knows until when
+    pace: str = ""  # why no more goes to it now, "" while it is not paced
+    is_slowed: bool = False  # by more than the pace of a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,14 @@ def timestamp(at: float | None) -> str | None:
     return None if at is None else datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def in_words(hop: HopStatus) -> str:
+    """Why it is slow."""
+    if not hop.pace:
+        return "is given less at a time, as it asked for"
+    until = timestamp(hop.paced_until)
+    return f"is paced until {until}: {hop.pace}" if until else f"is paced: {hop.pace}"
+
+
 def failing_reasons(seen: Observation) -> list[str]:
     """Why nothing can be accepted, or nothing can leave."""
     queue, reasons = seen.queue, []
@@ -97,6 +108,7 @@ def degraded_reasons(seen: Observation) -> list[str]:
         for hop in seen.smart_hosts
         if hop.state == "paused"
     ]
+    reasons += [f"smart host {hop.name} {in_words(hop)}" for hop in seen.smart_hosts if hop.is_slowed]
     if queue.corrupt:
         reasons.append(f"{queue.corrupt} damaged file(s) lie in the queue's folder corrupt/")
     if seen.clock_wrong:
@@ -135,6 +147,8 @@ def document(seen: Observation) -> dict[str, object]:
                 "last_success_at": timestamp(hop.last_success_at),
                 "last_error": hop.last_error or None,
                 "next_attempt_at": timestamp(hop.next_attempt_at),
+                "pace": hop.pace or None,
+                "paced_until": timestamp(hop.paced_until),
             }
             for hop in seen.smart_hosts
         ],

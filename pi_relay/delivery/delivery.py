@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pi_relay.config import Config, SmartHost
 from pi_relay.delivery.health import OPEN, Health
 from pi_relay.delivery.hop import Attempt, Hop
+from pi_relay.delivery.pacing import Pacing, limits_of
 from pi_relay.delivery.session import Session, TlsContexts, open_session
 from pi_relay.delivery.signing import Signer
 from pi_relay.delivery.timeouts import Timeouts
@@ -29,10 +30,12 @@ from pi_relay.model import (
     StoredMessage,
     WayOut,
 )
+from pi_relay.quotas import Quotas
 from pi_relay.status import HopStatus
 
 CLOSE_SECONDS = 5.0
 IN_DOUBT_MAX = 1000
+GAP_SHARE = 0.5  # of the first retry delay: beyond it a pause is no worse than slowing down
 
 # Of several next hops that could not be used, the one is reported whose trouble is nearest to ours to mend.
 _TOLD_FIRST = {Scope.ACCOUNT: 2, Scope.NEXT_HOP: 1, Scope.MESSAGE: 0, Scope.RECIPIENT: 0}
@@ -43,6 +46,8 @@ Results = dict[int, tuple[NextHop | None, Reply | Failure]]
 class Delivery:
     """``on_hop_changed`` is told the name of a smart host that is paused, may be probed, or is open again.
 
+    ``quotas``: where it counts what its limits are about; None: in memory.
+
     ``clock_is_wrong``: whether no time may be told to others.
     """
 
@@ -51,11 +56,13 @@ class Delivery:
         config: Config,
         *,
         on_hop_changed: Callable[[str], None],
+        quotas: Quotas | None = None,
         timeouts: Timeouts | None = None,
         clock_is_wrong: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._on_hop_changed = on_hop_changed
+        self._quotas = quotas or Quotas()
         self._timeouts = timeouts or Timeouts()
         self._contexts = TlsContexts()
         self._signer = Signer(clock_is_wrong)
@@ -65,7 +72,18 @@ class Delivery:
 
     def _make_hop(self, host: SmartHost) -> Hop:
         health = Health(host.name, self._config.queue.retry_delays_seconds, self._on_hop_changed)
-        return Hop(host, health, self._open_session, self._timeouts, self._config, self._signer)
+        pacing = Pacing(
+            host.name,
+            limits_of(host, self._quotas),
+            host.connections_max,
+            self._gap_max_seconds(self._config),
+            lambda: self._on_hop_changed(host.name),
+            monotonic=self._quotas.monotonic,
+        )
+        return Hop(host, health, pacing, self._open_session, self._timeouts, self._config, self._signer)
+
+    def _gap_max_seconds(self, config: Config) -> float:
+        return config.queue.retry_delays_seconds[0] * GAP_SHARE
 
     async def _open_session(self, host: SmartHost) -> Session:
         return await open_session(host, self._config, self._contexts, self._timeouts)
@@ -118,21 +136,21 @@ class Delivery:
     def hop_state(self, name: str) -> HopState:
         """An unknown name is open: an attempt then says what is wrong with it."""
         hop = self._hops.get(name)
-        return OPEN if hop is None else hop.health.state
+        return OPEN if hop is None else hop.state
 
     def capacity(self, name: str) -> int:
         """How many attempts at once are of use."""
         hop = self._hops.get(name)
-        return 1 if hop is None else hop.host.connections_max
+        return 1 if hop is None else hop.pacing.capacity
 
     def resume(self, names: Iterable[str] | None = None) -> None:
         """Lift the pauses of these smart hosts, or of all."""
         for name in self._hops if names is None else names:
             if name in self._hops:
-                self._hops[name].health.resume()
+                self._hops[name].resume()
 
     def hops(self) -> list[HopStatus]:
-        return [hop.health.status() for hop in self._hops.values()]
+        return [hop.status() for hop in self._hops.values()]
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
@@ -149,6 +167,7 @@ class Delivery:
             hop = old.get(host.name)
             if hop is not None and hop.host == host and same_name:
                 hop.health.delays_seconds = config.queue.retry_delays_seconds
+                hop.pacing.gap_max_seconds = self._gap_max_seconds(config)
                 hop.config = config
                 self._hops[host.name] = old.pop(host.name)
             else:
@@ -166,6 +185,7 @@ class Delivery:
         hops = (*self._hops.values(), *self._retired)
         for hop in hops:
             hop.health.close()
+            hop.pacing.close()
         await asyncio.gather(*(hop.pool.close(CLOSE_SECONDS) for hop in hops))
 
 

@@ -9,27 +9,31 @@ It must not know which other next hops there are.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pi_relay import maillog
 from pi_relay.config import Config, SmartHost
 from pi_relay.delivery.health import Health
 from pi_relay.delivery.outgoing import Outgoing, derive, guises
+from pi_relay.delivery.pacing import OPEN, Pacing
 from pi_relay.delivery.pool import Pool
 from pi_relay.delivery.session import Session, SessionFailed
 from pi_relay.delivery.signing import Signer, SigningFailed
 from pi_relay.delivery.timeouts import Timeouts
 from pi_relay.delivery.transaction import Extensions, Outcome, Transaction, commands, transact
-from pi_relay.lifecycle import send_as_denied, unexpected
+from pi_relay.lifecycle import is_throttling, send_as_denied, unexpected
 from pi_relay.model import (
     Envelope,
     Failure,
     FileSpan,
+    HopCondition,
+    HopState,
     NextHop,
     Reply,
     Scope,
     StoredMessage,
 )
+from pi_relay.status import HopStatus
 
 SIZE_RESERVE_BYTES = 4096  # a next hop counts what it adds itself, too
 
@@ -67,6 +71,7 @@ class Hop:
         self,
         host: SmartHost,
         health: Health,
+        pacing: Pacing,
         open_session: Callable[[SmartHost], Awaitable[Session]],
         timeouts: Timeouts,
         config: Config,
@@ -75,12 +80,32 @@ class Hop:
         self.config = config
         self.host = host
         self.health = health
+        self.pacing = pacing
         self.pool = Pool(lambda: open_session(host), host.connections_max)
         self.next_hop = NextHop(
             host.name, host.host, host.port, host.tls, host.name if host.auth == "password" else ""
         )
         self._timeouts = timeouts
         self._signer = signer
+
+    @property
+    def state(self) -> HopState:
+        """Whether mail may be tried here now: the trouble it is in, then its pace."""
+        if self.pacing.state is OPEN or self.health.state.condition is HopCondition.PAUSED:
+            return self.health.state
+        return self.pacing.state
+
+    def status(self) -> HopStatus:
+        pacing = self.pacing
+        return replace(
+            self.health.status(), pace=pacing.reason, paced_until=pacing.until, is_slowed=pacing.is_slowed
+        )
+
+    def resume(self) -> None:
+        """Lift its pause, and what it was spared after throttling."""
+        self.health.resume()
+        self.pacing.resume()
+        self.pool.resize(self.pacing.connections)
 
     async def attempt(
         self, envelope: Envelope, positions: Sequence[int], message: StoredMessage, *, patient: bool
@@ -114,7 +139,7 @@ class Hop:
         try:
             await self._transactions(attempt, envelope, positions, message)
         except SessionFailed as failed:
-            self._judge(failed.failure)
+            self._in_trouble(failed.failure)  # whatever it said: it did not even let us begin
             attempt.pass_over(positions, failed.failure)
         except SigningFailed as failed:  # nothing of it is this hop's, or another's, to mend
             attempt.pass_over(positions, failed.failure, onward=False)
@@ -131,37 +156,51 @@ class Hop:
         guise = next(ways_to_appear)
         while waiting:
             outgoing = await derive(self.config, envelope, message, guise=guise, signer=self._signer)
-            session = await self.pool.take(fresh=True) if fresh else self.pool.take_idle()
-            if session is None:
-                session = await self.pool.take()
-            try:
-                extensions = session.extensions
-                smtputf8 = _needs_smtputf8(envelope, waiting, outgoing)
-                unfit = _unfit(envelope, outgoing.message, extensions, smtputf8)
-                if unfit is not None:
-                    attempt.pass_over(waiting, unfit, onward=unfit is not NO_8BITMIME)
-                    return
-                outcome = await transact(
-                    session.wire,
-                    self._transaction(envelope, waiting, outgoing, extensions, smtputf8),
-                    extensions,
-                    self._timeouts,
-                    reset=session.left_open,
-                )
-                session.left_open = outcome.left_open
-                session.messages += 1
-                fresh = outcome.unanswered and session.reused
-                if fresh:
-                    continue  # it had died while it was idle
-                outgoing.note(envelope.queue_id, self.host.name)
-                denied = self._take_down(attempt, waiting, outcome, envelope, extensions)
-                if denied and (other := next(ways_to_appear, None)):
-                    waiting, guise = denied, other
-                    continue
-                self._judge(*outcome.results)  # before a broken session makes room for a new one
-                waiting = [waiting[place] for place in outcome.put_off]
-            finally:
-                self.pool.give_back(session)
+            turn = await self.pacing.turn(len(waiting))
+            if turn is None:
+                attempt.pass_over(waiting, self.pacing.spent())
+                return
+            waiting, later = waiting[: turn.recipients], waiting[turn.recipients :]
+            with turn:
+                session = await self._session(fresh=fresh)
+                try:
+                    extensions = session.extensions
+                    smtputf8 = _needs_smtputf8(envelope, waiting, outgoing)
+                    unfit = _unfit(envelope, outgoing.message, extensions, smtputf8)
+                    if unfit is not None:
+                        attempt.pass_over([*waiting, *later], unfit, onward=unfit is not NO_8BITMIME)
+                        return
+                    outcome = await transact(
+                        session.wire,
+                        self._transaction(envelope, waiting, outgoing, extensions, smtputf8),
+                        extensions,
+                        self._timeouts,
+                        reset=session.left_open,
+                    )
+                    session.left_open = outcome.left_open
+                    session.messages += 1
+                    turn.taken = _taken(outcome)
+                    fresh = outcome.unanswered and session.reused
+                    if fresh:
+                        waiting = [*waiting, *later]
+                        continue  # it had died while it was idle
+                    outgoing.note(envelope.queue_id, self.host.name)
+                    denied = self._take_down(attempt, waiting, outcome, envelope, extensions)
+                    if denied and (other := next(ways_to_appear, None)):
+                        waiting, guise = [*denied, *later], other
+                        continue
+                    # Before a broken session makes room for a new one.
+                    trouble = self._judge(*outcome.results)
+                    waiting = [*(waiting[place] for place in outcome.put_off), *later]
+                    if trouble is not None:
+                        attempt.pass_over(waiting, trouble, onward=outcome.unanswered)
+                        return
+                finally:
+                    self.pool.give_back(session)
+
+    async def _session(self, *, fresh: bool) -> Session:
+        session = None if fresh else self.pool.take_idle()
+        return session or await self.pool.take(fresh=fresh)
 
     def _transaction(
         self,
@@ -201,20 +240,39 @@ class Hop:
             attempt.in_doubt.update(positions[place] for place in outcome.accepted)
         return denied
 
-    def _judge(self, *said: Reply | Failure) -> None:
+    def _judge(self, *said: Reply | Failure) -> Failure | None:
         """What an attempt tells of the hop as a whole: any word of its own trouble, unless it took mail."""
-        trouble = None
-        for each in said:
-            if isinstance(each, Reply):
-                trouble = None
-                break
-            if each.scope in _OF_THE_HOP:
-                trouble = trouble or each
+        if any(isinstance(each, Reply) for each in said):
+            self.health.succeeded()
+            self.pacing.took()
+            self.pool.resize(self.pacing.connections)
+            return None
+        failures = [each for each in said if isinstance(each, Failure)]
+        trouble = next((each for each in failures if each.scope in _OF_THE_HOP), None)
+        throttling = next(filter(is_throttling, failures), None)
+        if throttling is not None and self.health.trouble is None and self._slow_down(throttling):
+            return throttling
         if trouble is None:
             self.health.succeeded()
         else:
-            self.health.failed(trouble)
-            self.pool.refuse_waiters(trouble)
+            self._in_trouble(trouble)
+        return trouble
+
+    def _in_trouble(self, trouble: Failure) -> None:
+        self.health.failed(trouble)
+        self.pool.refuse_waiters(trouble)
+
+    def _slow_down(self, throttling: Failure) -> bool:
+        """False where that has not helped: then it is trouble like any other."""
+        slower = self.pacing.throttled(throttling.reply)
+        self.pool.resize(self.pacing.connections)
+        return slower
+
+
+def _taken(outcome: Outcome) -> int:
+    """For how many recipients the other side took the message, or may have."""
+    taken = sum(isinstance(each, Reply) for each in outcome.results)
+    return taken or (len(outcome.accepted) if outcome.in_doubt else 0)
 
 
 def _size_bytes(message: StoredMessage) -> int:

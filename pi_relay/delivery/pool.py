@@ -39,6 +39,20 @@ class Pool:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
+    def resize(self, connections_max: int) -> None:
+        """Hold no more than so many: take leave of idle ones now, of busy ones as they are given back."""
+        if connections_max == self._connections_max:
+            return
+        self._connections_max = connections_max
+        while self._idle and self._is_crowded:
+            self._dismiss(self._idle.pop(0))
+        if self._may_open():
+            self._free_a_place()
+
+    @property
+    def _is_crowded(self) -> bool:
+        return len(self._idle) + len(self._busy) > self._connections_max
+
     @property
     def is_empty(self) -> bool:
         return not (self._idle or self._busy or self._opening or self._leaving)
@@ -68,10 +82,11 @@ class Pool:
                 return session
 
     def give_back(self, session: Session) -> None:
+        crowded = self._is_crowded
         self._busy.discard(session)
         if session.wire.broken:
             self._free_a_place()
-        elif self._closed or session.messages >= MESSAGES_PER_SESSION_MAX:
+        elif self._closed or crowded or session.messages >= MESSAGES_PER_SESSION_MAX:
             self._dismiss(session)
         elif (waiter := self._next_waiter()) is not None:
             session.reused = True

@@ -534,6 +534,10 @@ class Manager:
             condition = self._hop_state(name).condition
             if condition is HopCondition.PAUSED:
                 continue
+            if condition is HopCondition.PACED:
+                if line.via != UNSORTED:
+                    return None
+                continue
             if condition is HopCondition.PROBING:
                 if name in self._probing:
                     continue
