@@ -106,6 +106,8 @@ TEXTS = {
     "(unknown)": "(不明)",
     "ok": "正常",
     "paused": "休止中",
+    "paced": "速度制限中",
+    "{name} is paced: {reason}": "{name} は速度制限中です: {reason}",
     "unknown": "未使用",
     # ── times ──
     "{duration} ago": "{duration} 前",

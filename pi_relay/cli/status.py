@@ -93,15 +93,21 @@ def _print_smart_hosts(smart_hosts: list[dict[str, Any]]) -> None:
     rows = [
         (
             hop["name"],
-            t(hop["state"]),
+            t("paced" if _is_only_paced(hop) else hop["state"]),
             ago(hop["last_success_at"]),
-            ahead(hop["next_attempt_at"]),
+            ahead(hop["next_attempt_at"] or hop["paced_until"]),
             hop["last_error"] or "",
         )
         for hop in smart_hosts
     ]
     print()
     print_table((t("SMART HOST"), t("STATE"), t("LAST SUCCESS"), t("NEXT TRY"), t("LAST ERROR")), rows)
+    for hop in filter(_is_only_paced, smart_hosts):
+        print(t("{name} is paced: {reason}", name=hop["name"], reason=printable(hop["pace"])))
+
+
+def _is_only_paced(hop: dict[str, Any]) -> bool:
+    return bool(hop["pace"]) and hop["state"] != "paused"
 
 
 def _print_devices(devices: list[dict[str, Any]]) -> None:

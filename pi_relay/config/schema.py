@@ -346,9 +346,14 @@ SMART_HOSTS = Table(
             "The relay waits rather than being refused. 0: no limit.",
             0,
         ),
-        Key("messages_per_hour_max", kinds.whole(0, 10**7), "0: no limit.", 0),
-        Key("messages_per_day_max", kinds.whole(0, 10**8), "0: no limit.", 0),
-        Key("recipients_per_day_max", kinds.whole(0, 10**8), "0: no limit.", 0),
+        Key(
+            "messages_per_hour_max",
+            kinds.whole(0, 10**7),
+            "Where they are spent, mail takes the next way out, or waits. 0: no limit.",
+            0,
+        ),
+        Key("messages_per_day_max", kinds.whole(0, 10**8), "Likewise. 0: no limit.", 0),
+        Key("recipients_per_day_max", kinds.whole(0, 10**8), "Likewise. 0: no limit.", 0),
         Key(
             "null_sender",
             kinds.flag(),
@@ -509,13 +514,9 @@ NOT_YET: frozenset[str] = frozenset(
         "devices.silent_after",
         "alerts",
         "web",
-        # direct delivery and pacing
+        # direct delivery
         'routes.via = "direct"',
         "direct",
-        "smart_hosts.*.messages_per_minute_max",
-        "smart_hosts.*.messages_per_hour_max",
-        "smart_hosts.*.messages_per_day_max",
-        "smart_hosts.*.recipients_per_day_max",
         # what a device may do, and as whom
         "devices.messages_per_hour_max",
         "devices.recipients_per_hour_max",

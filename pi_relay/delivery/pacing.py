@@ -1,9 +1,9 @@
-"""How fast a next hop is fed: no faster than its limits allow, and slower where it says that it is too much.
+"""How fast a next hop is fed: no faster than its limits allow, and slower where it says it is too much.
 
-Limits: what the provider counts, as the file gives it. The pace of a minute is waited out: mail waits for this
-next hop and for no other. Where the quota of an hour or a day is spent, the hop is as good as paused until
-there is room again, and mail takes the next way out, if there is one. That is the office's own affair: like
-ACCOUNT trouble it uses up no message's schedule.
+Limits: what the provider counts, as the file gives it. The pace of a minute is waited out: mail waits for
+this next hop and for no other. Where the quota of an hour or a day is spent, the hop is as good as paused
+until there is room again, and mail takes the next way out, if there is one. That is the office's own affair:
+like ACCOUNT trouble it uses up no message's schedule.
 
 Throttling: 421, 432, and 450 or 451 to MAIL. Fewer connections, and a gap before each transaction, longer
 each time; with every message that it takes they shrink again. Where it goes on refusing at the longest gap,
@@ -180,9 +180,7 @@ class Pacing:
         self._taken_in_a_row = 0
         self.connections = max(self.connections // 2, 1)
         self._throttled_by = str(reply)
-        maillog.paused(
-            next_hop=self.name, reason=f"throttled: {reply}", until=time.time() + longer_seconds
-        )
+        maillog.paused(next_hop=self.name, reason=f"throttled: {reply}", until=time.time() + longer_seconds)
         self._update()
         return True
 
@@ -259,7 +257,9 @@ class Pacing:
         for limit in self._limits:
             under_way = self._recipients_under_way if limit.of_recipients else self._messages_under_way
             if limit.window.total(now) + under_way >= limit.maximum:
-                return HopState(HopCondition.PACED, until_monotonic=float("inf")), f"{limit} by what is under way"
+                return HopState(
+                    HopCondition.PACED, until_monotonic=float("inf")
+                ), f"{limit} by what is under way"
         return OPEN, ""
 
     def _full_until(self, now: float, *, waited_out: bool) -> tuple[float, Limit] | None:

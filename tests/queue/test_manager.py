@@ -340,6 +340,78 @@ def test_failover_goes_on_while_the_first_is_paused(tmp_path: Path) -> None:
     run(scenario, office(tmp_path, routes=(Route(via=("office", "isp")),)))
 
 
+def test_mail_waits_for_the_pace_of_its_hop_and_takes_no_other(tmp_path: Path) -> None:
+    async def scenario(bench: QueueBench) -> None:
+        hops = bench.next_hops
+        hops.pace("office")
+        ids = [await bench.submit() for _ in range(3)]
+        dsn = Envelope(f"{ids[0]}-f1-0", "", (Recipient("x@far.example"),), 0.0, kind=Kind.DSN)
+        await bench.store.put(replace(dsn, header_size_bytes=4, message_size_bytes=6), b"A:\r\n", b"\r\n")
+        await bench.advance(10 * DAY)
+        assert not hops.tried and bench.clock.wake_ups == 0 and not bench.clock.armed()
+        assert {bench.manager.state_of(queue_id) for queue_id in ids} == {"queued"}
+        assert {entry.slots_used for entry in bench.store.entries.values()} == {0}
+        hops.open("office")
+        await bench.quiet()
+        assert [name for _, name, _ in hops.tried] == ["office"] * 4
+        assert hops.tried[0][0] == dsn.queue_id, "reports first"
+
+    run(scenario, office(tmp_path, routes=(Route(via=("office", "isp")),)))
+
+
+def test_another_hop_goes_on_while_one_is_paced_after_a_start_too(tmp_path: Path) -> None:
+    config = office(tmp_path, routes=TWO_WAYS)
+
+    async def main() -> None:
+        async with opened(config) as bench:
+            bench.next_hops.pause("isp")
+            bench.next_hops.pause("office")
+            for domain in ("office", "far"):
+                await bench.submit(f"x@{domain}.example")
+        hops = NextHops()
+        hops.pace("office")
+        async with opened(config, next_hops=hops) as bench:
+            assert [name for _, name, _ in hops.tried] == ["isp"]
+            hops.open("office")
+            await bench.quiet()
+            assert not bench.store.entries
+
+    asyncio.run(main())
+
+
+def test_ten_thousand_messages_trickle_through_a_paced_hop_at_little_cost(tmp_path: Path) -> None:
+    count, a_minute = 10_000, 30
+
+    async def scenario(bench: QueueBench) -> None:
+        hops = bench.next_hops
+        hops.pace("isp")
+        batch = [bench.submit(settle=False, device=f"d{n % 7}") for n in range(count)]
+        for start in range(0, count, 200):
+            await asyncio.gather(*batch[start : start + 200])
+        await bench.until(lambda: len(bench.manager._records) == count)
+        took: list[str] = []
+
+        def take(envelope: Envelope, _: int) -> Outcome:
+            took.append(envelope.device)
+            if len(took) % a_minute == 0:
+                hops.pace("isp")
+            return TAKEN
+
+        hops.says["isp"] = take
+        made, began = bench.clock.timers_made, time.process_time()
+        for _ in range(20):
+            await bench.advance(60)
+            hops.open("isp")
+            await bench.quiet()
+        assert time.process_time() - began < 2.0
+        assert 600 <= len(took) < 700 and bench.clock.timers_made == made
+        assert max(map(took.count, set(took))) - min(map(took.count, set(took))) <= 1, (
+            "all devices have a turn"
+        )
+
+    run(scenario, office(tmp_path))
+
+
 # ── several ways out of one message ──────────────────────────────────────────────────────────────
 
 

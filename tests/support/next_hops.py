@@ -92,6 +92,9 @@ class NextHops:
     def pause(self, name: str, scope: Scope = Scope.NEXT_HOP, until: float = 0.0) -> None:
         self._change(name, HopState(HopCondition.PAUSED, scope, until))
 
+    def pace(self, name: str, until: float = 0.0) -> None:
+        self._change(name, HopState(HopCondition.PACED, until_monotonic=until))
+
     def probe(self, name: str) -> None:
         self._change(name, HopState(HopCondition.PROBING, self.hop_state(name).scope))
 

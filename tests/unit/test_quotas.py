@@ -73,9 +73,7 @@ def machine(tmp_path: Path) -> Machine:
     st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5)), max_size=60),
     st.integers(1, 40),
 )
-def test_a_window_never_forgets_too_early_and_soon_enough(
-    steps: list[tuple[float, int]], limit: int
-) -> None:
+def test_a_window_never_forgets_too_early_and_soon_enough(steps: list[tuple[float, int]], limit: int) -> None:
     window, now, counted = Window(MINUTE), 17.3, []
     for wait, amount in steps:
         now += wait
