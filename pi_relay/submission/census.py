@@ -12,6 +12,7 @@ from pi_relay.model import Reply
 from pi_relay.submission.replies import CONSEQUENCES, Refused
 
 _SEEN_MAX = 1000
+_KNOWN_MAX = 1000
 _WORDS_MAX = 320  # of what a client said
 
 
@@ -36,6 +37,7 @@ class Census:
         self.connected: set[Hashable] = set()
         self._connections_of: dict[str, int] = {}
         self._seen: dict[str, Seen] = {}  # by the device's name, else by address; the latest last
+        self._known: dict[str, None] = {}  # addresses from which a device has signed in; the latest last
 
     def enter(self, session: Hashable, address: str) -> None:
         self.connected.add(session)
@@ -54,6 +56,19 @@ class Census:
 
     def connections_of(self, address: str) -> int:
         return self._connections_of.get(address, 0)
+
+    def know(self, address: str) -> None:
+        """A device has signed in from there."""
+        if not address:  # a proxy would not say
+            return
+        self._known.pop(address, None)
+        self._known[address] = None
+        if len(self._known) > _KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+
+    def knows(self, address: str) -> bool:
+        """Whether a device signed in from there before: it is taken to be one that comes again."""
+        return address in self._known
 
     def count_accepted(self, device: str, address: str, at: float) -> None:
         self.accepted += 1

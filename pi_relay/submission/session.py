@@ -38,6 +38,9 @@ PACE_MIN_BYTES = 1024
 # How much of a refused message is read, so that its sender comes to see the reply.
 SKIP_MAX_BYTES = 256 * 1024 * 1024
 
+# Places beyond connections_max that only known devices get, as a share of it: a crowd cannot shut them out.
+KNOWN_DEVICES_EXTRA = 0.25
+
 # What is forgiven until a message is accepted: an error, a command that leads nowhere, a "try later".
 PATIENCE = 2000
 ERROR_COSTS, IDLING_COSTS, DEFERRAL_COSTS = 100, 20, 1
@@ -127,8 +130,12 @@ class Session(Connection):
         return crowding
 
     def _crowding(self, *, proxied: bool) -> Reply | None:
+        """``proxied``: who it is shows later, and is judged again then."""
         census, limits = self._service.census, self._service.config.submission
-        if len(census.connected) >= limits.connections_max:
+        places = limits.connections_max
+        if proxied or self._device is not None or census.knows(self._client.address):
+            places += max(1, int(places * KNOWN_DEVICES_EXTRA))
+        if len(census.connected) >= places:
             return replies.TOO_MANY_CONNECTIONS
         if not proxied and census.connections_of(self._client.address) >= limits.connections_per_client_max:
             return replies.TOO_MANY_OF_YOURS
@@ -490,6 +497,7 @@ class Session(Connection):
         check = self._service.authenticator.check
         if await check(username, password, password_hash, self._client.address):
             self._username, self._device = username, device
+            self._service.census.know(self._client.address)
             if not self.tls:
                 self._note_legacy(legacy.AUTH_IN_CLEAR)
             self.answer(b"235 2.7.0 welcome\r\n")
