@@ -66,8 +66,8 @@ class Relay:
         operations = Operations(self, reload=self.reload)
         self.control = ControlServer(runtime_directory() / SOCKET_NAME, operations.handlers())
 
-    def begin(self, declared_size_bytes: int | None) -> IncomingMessage:
-        return self.store.begin(declared_size_bytes)
+    def begin(self, declared_size_bytes: int | None, *, known_device: bool = True) -> IncomingMessage:
+        return self.store.begin(declared_size_bytes, known_device=known_device)
 
     def _hop_changed(self, name: str) -> None:
         self.manager.hop_changed(name)

@@ -54,6 +54,7 @@ class Incoming:
         "_chunks",
         "_crc",
         "_fd",
+        "_known_device",
         "_reserved_bytes",
         "_size_bytes",
         "_stage",
@@ -62,8 +63,9 @@ class Incoming:
         "queue_id",
     )
 
-    def __init__(self, store: Store, queue_id: str, reserved_bytes: int) -> None:
+    def __init__(self, store: Store, queue_id: str, reserved_bytes: int, *, known_device: bool) -> None:
         self.queue_id = queue_id
+        self._known_device = known_device
         self._store = store
         self._reserved_bytes = reserved_bytes
         self._chunks: list[bytes] = []
@@ -90,7 +92,9 @@ class Incoming:
 
     def _reserve_more(self) -> None:
         more_bytes = max(self._size_bytes - self._reserved_bytes, UNDECLARED_BYTES)
-        if not self._store.space.reserve(more_bytes):
+        if not self._store.space.reserve(
+            more_bytes, already_bytes=self._reserved_bytes, known_device=self._known_device
+        ):
             self.abort()
             raise self._store.full()
         self._reserved_bytes += more_bytes

@@ -13,6 +13,7 @@ from pathlib import Path
 
 FREE_SPACE_AGE_SECONDS = 1.0  # how long an answer of the file system is believed
 OWN_SHARE = 0.5  # of free_space_min stays free where DSNs and state changes write
+UNKNOWN_SHARE = 0.8  # of size_max: what lies beyond it is for known devices
 
 
 class DiskSpace:
@@ -35,8 +36,15 @@ class DiskSpace:
             self._asked_at = now
         return self._free_bytes
 
-    def reserve(self, size_bytes: int) -> bool:
-        """Set so much apart for a message that comes in; False: there is not so much."""
+    def reserve(self, size_bytes: int, *, already_bytes: int = 0, known_device: bool = True) -> bool:
+        """Set so much apart for a message that comes in; False: there is not so much.
+
+        ``already_bytes``: what was reserved for it before. An unknown client's message, however large, is
+        taken as long as all others keep within UNKNOWN_SHARE.
+        """
+        others_bytes = self.used_bytes + self.reserved_bytes - already_bytes
+        if not known_device and others_bytes > self.size_max_bytes * UNKNOWN_SHARE:
+            return False
         wanted_bytes = self.reserved_bytes + size_bytes
         if self.used_bytes + wanted_bytes > self.size_max_bytes:
             return False

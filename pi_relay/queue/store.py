@@ -228,18 +228,21 @@ class Store:
 
     # -- accept (law 1)
 
-    def begin(self, declared_size_bytes: int | None) -> Incoming:
-        """Reserve space for a message and give it its id. Raises QueueRefusal (452 full, 451 broken)."""
+    def begin(self, declared_size_bytes: int | None, *, known_device: bool = True) -> Incoming:
+        """Reserve space for a message and give it its id. Raises QueueRefusal (452 full, 451 broken).
+
+        ``known_device``: others have to leave it some room.
+        """
         if self.broken or self._closing:
             raise self.refusal(None)
         reserved_bytes = UNDECLARED_BYTES if declared_size_bytes is None else declared_size_bytes
-        if not self.space.reserve(reserved_bytes):
+        if not self.space.reserve(reserved_bytes, known_device=known_device):
             raise self.full()
         number = self._journal.next_number()
         if number is None:
             self.space.give_back(reserved_bytes)
             raise QueueRefusal(Reply(451, "4.3.0", "The queue is busy, try again"))
-        return Incoming(self, ids.id_of(number), reserved_bytes)
+        return Incoming(self, ids.id_of(number), reserved_bytes, known_device=known_device)
 
     def full(self) -> QueueRefusal:
         return QueueRefusal(Reply(452, "4.3.1", "Insufficient system storage"))

@@ -1,15 +1,18 @@
 """Whether a password is right, and how often one may guess.
 
-Rules: scrypt runs off the loop, in one worker thread: guesses cost one core at most, and 16 MiB. An unknown
-user name takes as long as a wrong password. Failures of an address are slowed for some minutes, more with
-each; a connection is cut at GUESSES_MAX. A success is remembered for a while, as a keyed digest: never the
-password. It must not know SMTP, nor who may do what.
+Rules: scrypt runs off the loop, in one worker thread: guesses cost one core at most, and 16 MiB. Where
+several wait for it, addresses that failed least go first: a crowd of guessers does not hold up a device. An
+unknown user name takes as long as a wrong password. Failures of an address are slowed for some minutes, more
+with each; a connection is cut at GUESSES_MAX. A success is remembered for a while, as a keyed digest: never
+the password. It must not know SMTP, nor who may do what.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
+import itertools
 import secrets
 import time
 from base64 import b64decode
@@ -38,6 +41,9 @@ class Authenticator:
         self._successes: dict[bytes, float] = {}  # digest -> when it was last right
         self._failures: dict[str, tuple[int, float]] = {}  # address -> how many, when the last
         self._worker: ThreadPoolExecutor | None = None
+        self._working = False
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap: failures, turn, wake-up
+        self._turns = itertools.count()
 
     async def check(self, username: str, password: str, password_hash: str | None, client: str) -> bool:
         """Whether ``password`` fits ``password_hash``; None: there is no such user, and nothing fits.
@@ -49,7 +55,11 @@ class Authenticator:
         if now - self._successes.get(digest, float("-inf")) < SUCCESS_BELIEVED_SECONDS:
             self._remember(digest, now)
             return True
-        right = await self._verify(password, password_hash or passwords.DUMMY_HASH)
+        await self._turn(self._failures.get(client, (0, now))[0])
+        try:
+            right = await self._verify(password, password_hash or passwords.DUMMY_HASH)
+        finally:
+            self._next_turn()
         if right and password_hash is not None:
             self._remember(digest, now)
             self._failures.pop(client, None)
@@ -60,6 +70,28 @@ class Authenticator:
     def close(self) -> None:
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def _turn(self, failures: int) -> None:
+        """Wait for the worker; the fewest failures go first. Whoever had it calls ``_next_turn``."""
+        if not self._working:
+            self._working = True
+            return
+        wake_up = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (failures, next(self._turns), wake_up))
+        try:
+            await wake_up
+        except asyncio.CancelledError:
+            if wake_up.done() and not wake_up.cancelled():
+                self._next_turn()
+            raise
+
+    def _next_turn(self) -> None:
+        while self._waiting:
+            wake_up = heapq.heappop(self._waiting)[2]
+            if not wake_up.done():
+                wake_up.set_result(None)
+                return
+        self._working = False
 
     async def _verify(self, password: str, password_hash: str) -> bool:
         if self._worker is None:

@@ -16,14 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pi_relay.config import Config, Listener
-from pi_relay.model import IncomingMessage
 from pi_relay.status import DeviceStatus
 from pi_relay.submission.auth import Authenticator
 from pi_relay.submission.clients import ClientReport, reports
 from pi_relay.submission.neighbours import read_neighbours
 from pi_relay.submission.policy import Policy
 from pi_relay.submission.ports import owner_of_port
-from pi_relay.submission.session import Service, Session, Terms
+from pi_relay.submission.session import Begin, Service, Session, Terms
 
 BACKLOG = 512
 SWEEP_SECONDS_MAX = 5.0
@@ -72,9 +71,8 @@ class _Bound:
 class Server:
     """Takes mail on every listener of the configuration.
 
-    ``begin``: opens a place in the queue for a message of the declared size (None: not declared), or raises
-    QueueRefusal. ``tls_context``: the context for the next handshake, given whether it is with a ``legacy``
-    device; None, or an exception: no TLS now.
+    ``begin``: opens a place in the queue, or raises QueueRefusal. ``tls_context``: the context for the next
+    handshake, given whether it is with a ``legacy`` device; None, or an exception: no TLS now.
     ``now``: seconds since the epoch.
     """
 
@@ -82,7 +80,7 @@ class Server:
         self,
         config: Config,
         *,
-        begin: Callable[[int | None], IncomingMessage],
+        begin: Begin,
         tls_context: Callable[[bool], ssl.SSLContext | None],
         now: Callable[[], float] = time.time,
         authenticator: Authenticator | None = None,

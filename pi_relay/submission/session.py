@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pi_relay import headers, maillog, routes, senders
 from pi_relay.config import Config, Device, Listener
@@ -46,13 +46,22 @@ PATIENCE = 2000
 ERROR_COSTS, IDLING_COSTS, DEFERRAL_COSTS = 100, 20, 1
 
 
+class Begin(Protocol):
+    """Opens a place in the queue for a message of the declared size (None: not declared).
+
+    ``known_device``: others have to leave it some room. Raises QueueRefusal.
+    """
+
+    def __call__(self, declared_size_bytes: int | None, /, *, known_device: bool) -> IncomingMessage: ...
+
+
 @dataclass(slots=True)
 class Service:
     """What all sessions share. The server puts new parts in when the configuration changes."""
 
     config: Config
     policy: Policy
-    begin: Callable[[int | None], IncomingMessage]
+    begin: Begin
     tls_context: Callable[[bool], ssl.SSLContext | None]
     authenticator: Authenticator = field(default_factory=Authenticator)
     census: Census = field(default_factory=Census)
@@ -260,7 +269,9 @@ class Session(Connection):
         if not service.config.routes:
             raise Refused(replies.NO_WAY_OUT)
         reverse_path = _reverse_path(rule, given)
-        incoming = service.begin(asked.size_bytes)
+        # Where no device is known, nobody has to leave room for one.
+        known_device = self._device is not None or not service.config.devices
+        incoming = service.begin(asked.size_bytes, known_device=known_device)
         self._transaction = Transaction(incoming, rule, given, reverse_path, asked, began_at=self.loop.time())
         self.answer(b"250 2.1.0 ok\r\n")
 

@@ -53,7 +53,7 @@ tls = "off"
 
 
 class Office:
-    """A relay with its smart host (or with none, as long as ``sink`` is not entered), and one known device."""
+    """A relay, a smart host that is dead until promises are looked at, and one known device."""
 
     def __init__(
         self,
@@ -80,7 +80,9 @@ class Office:
     def submit(self, source: str = DEVICE, size_bytes: int = 2000) -> str:
         """The reply that decided, the greeting's included; a 250 is remembered as a promise."""
         message_id = f"<page-{next(self._numbers)}@office.example>"
-        content = f"Message-ID: {message_id}\r\nSubject: a page\r\n\r\n" + "0123456789\r\n" * (size_bytes // 12)
+        content = f"Message-ID: {message_id}\r\nSubject: a page\r\n\r\n" + "0123456789\r\n" * (
+            size_bytes // 12
+        )
         try:
             with smtplib.SMTP(
                 "127.0.0.1", self.port, timeout=PATIENCE_SECONDS, source_address=(source, 0)
@@ -103,14 +105,18 @@ class Office:
             time.sleep(0.2)
 
     def serves_everybody_again(self, timeout_seconds: float = 15) -> None:
-        wait_until(lambda: self.submit(STRANGER).startswith("250 "), timeout_seconds, "a stranger to be served")
+        wait_until(
+            lambda: self.submit(STRANGER).startswith("250 "), timeout_seconds, "a stranger to be served"
+        )
 
     def keeps_its_promises(self, more: set[str] = frozenset(), timeout_seconds: float = 60) -> None:  # type: ignore[assignment]
         """All that was accepted arrives once the smart host is there."""
         promised = self._promised | more
         with self._sink:
             self.relay.command("queue", "retry", "--all")
-            wait_until(lambda: promised <= self.arrived(), timeout_seconds, f"{len(promised)} messages to arrive")
+            wait_until(
+                lambda: promised <= self.arrived(), timeout_seconds, f"{len(promised)} messages to arrive"
+            )
 
     def arrived(self) -> set[str]:
         """Message-IDs."""

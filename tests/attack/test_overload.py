@@ -1,4 +1,4 @@
-"""Too many, too much, too slow: the box refuses in good order, serves whom it knows, and keeps its promises."""
+"""Too many, too much, too slow: refused in good order, while known devices are served and promises kept."""
 
 from __future__ import annotations
 

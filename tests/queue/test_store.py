@@ -207,6 +207,25 @@ def test_a_queue_that_is_full_says_452_and_loses_nothing(folder: Path) -> None:
     with_store(folder, check, size_max_bytes=100_000)
 
 
+def test_the_last_fifth_is_for_known_devices(folder: Path) -> None:
+    async def check(store: Store) -> None:
+        large = store.begin(90_000, known_device=False)  # alone it may fill the queue
+        large.abort()
+        await submit(store, 79_000)
+        growing = store.begin(2_000, known_device=False)
+        with pytest.raises(QueueRefusal) as refused:
+            store.begin(100, known_device=False)
+        assert (refused.value.reply.code, refused.value.reply.enhanced_status) == (452, "4.3.1")
+        known = store.begin(2_000, known_device=True)
+        with pytest.raises(QueueRefusal):
+            await growing.write(bytes(3_000))
+        known.abort()
+        store.begin(100, known_device=False).abort()
+        assert store.usage().reserved_bytes == 0
+
+    with_store(folder, check, size_max_bytes=100_000)
+
+
 def test_free_space_is_kept_and_half_of_it_is_for_ourselves(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pi_relay.config import Listener
+from pi_relay.config import Device, Listener
 from pi_relay.submission import connection, server, session
 from tests.support.processes import free_port, wait_until
-from tests.support.submission_room import SUBMISSION, Client, Room, configuration
+from tests.support.submission_room import DEVICES, PASSWORD, SUBMISSION, Client, Room, configuration
 
 OpenRoom = Callable[..., Room]
 ENVELOPE = ("MAIL FROM:<a@office.example>", "RCPT TO:<b@other.example>", "DATA")
@@ -46,6 +47,35 @@ def test_one_address_cannot_take_all_connections(open_room: OpenRoom, tmp_path: 
         assert third.rest() == b""
     with room.client(source="192.168.1.8") as other:
         other.greeted()
+    for client in crowd:
+        client.close()
+
+
+def test_known_devices_get_in_where_a_crowd_is(
+    open_room: OpenRoom, tmp_path: Path, client_context: ssl.SSLContext
+) -> None:
+    listener = Listener("127.0.0.1", free_port(), proxy_protocol=True)
+    submission = replace(SUBMISSION, connections_max=8)
+    devices = (*DEVICES, Device("copier", address="127.0.0.9"))
+    room = open_room(configuration(tmp_path, listener, submission=submission, devices=devices))
+    with room.client(source="127.0.0.7").greeted() as scanner:
+        assert scanner.ask("STARTTLS").startswith("220 ")
+        scanner.start_tls(client_context)
+        scanner.ask("EHLO scanner")
+        assert (
+            scanner.ask(f"AUTH PLAIN {b64encode(f'{chr(0)}scanner{chr(0)}{PASSWORD}'.encode()).decode()}")[:3]
+            == "235"
+        )
+    wait_until(lambda: room.server.stats().connections == 0, 5, "the place to be free")
+    crowd = [room.client(source=f"127.0.1.{number}").greeted() for number in range(8)]
+    with room.client(source="127.0.1.9") as stranger:
+        assert stranger.reply().startswith("421 4.3.2 ")
+    with (
+        room.client(source="127.0.0.9").greeted(),  # by its address
+        room.client(source="127.0.0.7").greeted(),  # one that has signed in from there
+        room.client(source="127.0.0.9") as third,
+    ):
+        assert third.reply().startswith("421 4.3.2 ")  # the places beyond have an end, too
     for client in crowd:
         client.close()
 

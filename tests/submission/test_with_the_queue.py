@@ -36,8 +36,8 @@ class Queue:
         )
         self._open = True
 
-    def _begin(self, declared_size_bytes: int | None) -> IncomingMessage:
-        return self.store.begin(declared_size_bytes)
+    def _begin(self, declared_size_bytes: int | None, *, known_device: bool) -> IncomingMessage:
+        return self.store.begin(declared_size_bytes, known_device=known_device)
 
     def close(self) -> None:
         if self._open:

@@ -23,7 +23,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-
 ENVELOPE = b"EHLO crowd\r\nMAIL FROM:<crowd@office.example>\r\nRCPT TO:<someone@office.example>\r\nDATA\r\n"
 DRIP_SECONDS = 2.0
 UPLOAD_BYTES = 25_000_000

@@ -22,6 +22,7 @@ from pi_relay.config import Config, Device, Listener, Queue, Route, SmartHost, S
 from pi_relay.config.data import Log
 from pi_relay.model import Envelope, IncomingMessage, QueueRefusal, Reply
 from pi_relay.submission.server import Server
+from pi_relay.submission.session import Begin
 from tests.support.processes import free_port, wait_until
 
 Result = TypeVar("Result")
@@ -106,7 +107,7 @@ class Room:
         log_directory: Path,
         context: ssl.SSLContext | None = None,
         legacy_context: ssl.SSLContext | None = None,
-        begin: Callable[[int | None], IncomingMessage] | None = None,
+        begin: Begin | None = None,
         start: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self.config = config
@@ -175,7 +176,7 @@ class Room:
     def _tls_context(self, legacy: bool) -> ssl.SSLContext | None:
         return self._legacy_context if legacy else self._context
 
-    def _note(self, declared_size_bytes: int | None) -> IncomingMessage:
+    def _note(self, declared_size_bytes: int | None, *, known_device: bool) -> IncomingMessage:
         if self.refuse_at == "begin":
             raise QueueRefusal(QUEUE_FULL)
         if self.refuse_at == "defect":

@@ -145,6 +145,38 @@ def test_each_failure_of_an_address_slows_the_next(monkeypatch: pytest.MonkeyPat
     with_authenticator(body, clock=clock, delay_seconds=1.0)
 
 
+def test_whoever_failed_least_has_the_next_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd of guessers waits behind the device, however long it has been queueing."""
+    may_go = threading.Event()
+    order: list[str] = []
+
+    def verify(password: str, _: str) -> bool:
+        may_go.wait(10)
+        order.append(password)
+        return password == WORD
+
+    monkeypatch.setattr(passwords, "verify", verify)
+
+    async def body(authenticator: Authenticator) -> None:
+        for number in range(6):
+            authenticator._failed(f"10.0.0.{number % 3}", authenticator._monotonic())
+        guesses = [
+            asyncio.create_task(authenticator.check("copier", f"guess {number}", HASH, f"10.0.0.{number}"))
+            for number in range(3)
+        ]
+        await asyncio.sleep(0.05)
+        device = asyncio.create_task(authenticator.check("copier", WORD, HASH, "10.0.0.9"))
+        await asyncio.sleep(0.05)
+        guesses[1].cancel()
+        may_go.set()
+        assert await device
+        await asyncio.gather(*guesses, return_exceptions=True)
+        assert order == ["guess 0", WORD, "guess 2"]
+        assert not await authenticator.check("copier", "late", HASH, "10.0.0.9")  # the worker is free again
+
+    with_authenticator(body)
+
+
 def test_what_is_remembered_of_guessers_is_bounded() -> None:
     authenticator = Authenticator(monotonic=Clock())
     for number in range(1000):
