@@ -158,6 +158,8 @@ our own number.
 - CPU is that of the whole family of processes: of each living one by its own clock, of each that has ended
   by what its parent was told when waiting for it. PSS and RSS are sums over the family, from `smaps_rollup`;
   the largest RSS is sampled every 50 ms, and is at least the main process's own high-water mark.
+- An office's rules: pi-relay alone, the load with connections kept without any and then with domains that may
+  be claimed, a default sender and devices.
 - Signed (DKIM): pi-relay alone, the same load without a key and then with an RSA key of 2048 bits.
 - Outage: nobody listens on the smart host's port while the mail comes in; after 15 s the CPU of the next 60 s
   is noted, then the relay is restarted (until READY and 220), the sink started, and everything tried at once

@@ -62,6 +62,16 @@ ROWS = (
         ),
     ),
     Row(
+        "policy",
+        "2 KB, 20 sessions, kept, an office's rules",
+        work.policy,
+        (
+            Figure("times_more", "CPU a message, with rules to without", Against.ITSELF, 1.1, 1.02),
+            Figure("cpu_ms", "CPU ms a message"),
+        ),
+        alone=True,
+    ),
+    Row(
         "accept",
         "2 KB, one at a time",
         work.accept,

@@ -53,6 +53,7 @@ class Contestant:
     name: str
     postfix: bool
     signs: bool = False
+    judges: bool = False  # who may send as whom
 
     def system(self, directory: Path, smart_host_port: int, storage: Path | None = None) -> System:
         """One instance; ``storage``: where everything durable goes, if not to the machine's own disk."""
@@ -66,8 +67,26 @@ class Contestant:
             directory,
             smart_host_port=smart_host_port,
             state_directory=storage and storage / "state",
+            submission_extra=_POLICY if self.judges else "",
             queue_extra=_signing(directory) if self.signs else "",
         )
+
+
+# An office's rules, which smtp-source's mail passes.
+_POLICY = """\
+sender_domains = ["*.office.example", "office.example"]
+default_sender = "relay@office.example"
+
+[[devices]]
+name = "copier"
+address = "127.0.0.1"
+senders = ["*@branch.example"]
+
+[[devices]]
+name = "camera"
+address = "192.168.1.24"
+sender = "Camera <camera@office.example>"
+"""
 
 
 def _signing(directory: Path) -> str:
@@ -81,5 +100,6 @@ def _signing(directory: Path) -> str:
 
 PI_RELAY = Contestant("pi-relay", postfix=False)
 PI_RELAY_SIGNING = Contestant("pi-relay signing", postfix=False, signs=True)
+PI_RELAY_JUDGING = Contestant("pi-relay judging", postfix=False, judges=True)
 POSTFIX = Contestant("Postfix", postfix=True)
 POSTFIX_AGAIN = Contestant("Postfix again", postfix=True)

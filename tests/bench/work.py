@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.systems import PI_RELAY_SIGNING, Contestant, System
+from tests.bench.systems import PI_RELAY_JUDGING, PI_RELAY_SIGNING, Contestant, System
 from tests.support.processes import cpu_seconds, free_port, memory_bytes
 from tests.support.sdcard import Costs, SdCard
 from tests.support.sinks import SmtpSink, smtp_source
@@ -54,6 +54,12 @@ def relay(contestant: Contestant, scale: Scale) -> Measurements:
 
 def relay_kept(contestant: Contestant, scale: Scale) -> Measurements:
     return _relay_small(contestant, scale, keep_connections=True)
+
+
+def policy(contestant: Contestant, scale: Scale) -> Measurements:
+    """As ``relay_kept``: any sender accepted, and then with the rules of an office."""
+    off, on = relay_kept(contestant, scale), relay_kept(PI_RELAY_JUDGING, scale)
+    return {"cpu_ms": on["cpu_ms"], "times_more": on["cpu_ms"] / off["cpu_ms"]}
 
 
 def accept(contestant: Contestant, scale: Scale) -> Measurements:

@@ -11,13 +11,14 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.submission_room import Client, Room, configuration
+from tests.support.submission_room import SUBMISSION, Client, Room, configuration
 
 COMMANDS = st.sampled_from(
     [
@@ -28,6 +29,8 @@ COMMANDS = st.sampled_from(
         b"MAIL FROM:<a@office.example>",
         b"MAIL FROM:<> SIZE=10 BODY=8BITMIME",
         b"MAIL FROM:<a@office.example> SMTPUTF8",
+        b"MAIL FROM:<x@evil.example>",
+        b"MAIL FROM:<KONICA MINOLTA>",
         b"MAIL FROM:",
         b"MAIL",
         b"RCPT TO:<b@other.example>",
@@ -49,7 +52,17 @@ COMMANDS = st.sampled_from(
     ]
 )
 LINES = st.sampled_from(
-    [b"Subject: s", b"From: a@office.example", b" folded", b"", b"text", b"..", b"Date: x"]
+    [
+        b"Subject: s",
+        b"From: a@office.example",
+        b"From: x@evil.example",
+        b"Sender: (",
+        b" folded",
+        b"",
+        b"text",
+        b"..",
+        b"Date: x",
+    ]
 )
 MESSAGES = st.lists(LINES, max_size=5).map(lambda lines: b"".join(line + b"\r\n" for line in lines) + b".")
 ODD = st.one_of(
@@ -63,10 +76,13 @@ PIECES = st.lists(st.one_of(COMMANDS, COMMANDS, TRANSACTION, MESSAGES, ODD), max
 ENDS = st.sampled_from([b"\r\nQUIT\r\n", b"\r\n.\r\nQUIT\r\n", b""])
 
 
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+RULES = replace(SUBMISSION, sender_domains=("office.example",), default_sender="relay@office.example")
+
+
+@pytest.fixture(scope="module", params=[SUBMISSION, RULES], ids=["any sender", "rules"])
+def room(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     directory = tmp_path_factory.mktemp("fuzz")
-    with Room(configuration(directory), log_directory=directory / "log") as opened:
+    with Room(configuration(directory, submission=request.param), log_directory=directory / "log") as opened:
         yield opened
 
 
@@ -97,6 +113,9 @@ def test_a_session(room: Room, pieces: list[bytes], end: bytes, cuts: list[int])
         assert header.startswith(b"Received: from ") and header.endswith(b"\r\n\r\n")
         assert not body or body.endswith(b"\r\n")
         assert not re.search(rb"\r(?!\n)|(?<!\r)\n|\0|\r\n\.\r\n", content)
+        if room.config.submission is RULES:
+            assert not re.search(rb"(?m)^(?:From|Sender): x@evil", header)
+            assert envelope.reverse_path in ("", "a@office.example", "relay@office.example")
 
 
 def _parts(size: int, cuts: list[int]) -> Iterator[tuple[int, int]]:

@@ -31,6 +31,7 @@ networks = ["local"]
 message_size_max = "64 MB"
 connections_max = 400
 connections_per_client_max = 400
+{submission_extra}
 
 [smart_hosts.office]
 host = "127.0.0.1"
@@ -47,8 +48,8 @@ free_space_min = "16 MB"
 class Relay:
     """``pi-relay serve`` below ``directory``; its state and queue may lie elsewhere (``state_directory``).
 
-    ``smart_host_extra`` and ``queue_extra`` are lines of TOML for those tables; ``configuration`` replaces
-    the whole file.
+    ``smart_host_extra``, ``submission_extra`` and ``queue_extra`` are lines of TOML for those tables;
+    ``configuration`` replaces the whole file.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Relay:
         state_directory: Path | None = None,
         smart_host_tls: str = "off",
         smart_host_extra: str = "",
+        submission_extra: str = "",
         queue_extra: str = "",
         configuration: str | None = None,
     ) -> None:
@@ -76,6 +78,7 @@ class Relay:
                 smart_host_port=smart_host_port,
                 smart_host_tls=smart_host_tls,
                 smart_host_extra=smart_host_extra,
+                submission_extra=submission_extra,
                 queue_extra=queue_extra,
             )
         )
