@@ -71,7 +71,7 @@ class Rule:
         return ANY in self.domains
 
     def allows(self, address: str) -> bool:
-        """Whether it may be claimed; what the device's own sender replaces is not asked."""
+        """Whether an address may be claimed; of no weight where ``own`` stands for it anyway."""
         return matches(self.domains, address.rpartition("@")[2]) or (
             self.patterns != () and matches(self.patterns, address)
         )

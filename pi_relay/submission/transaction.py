@@ -160,8 +160,8 @@ class Transaction:
         )
         message_id = header.value(b"message-id") or Header(added).value(b"message-id")
         self.message_id = message_id.decode("utf-8", "backslashreplace")
-        self._needs_utf8 = self.asked.smtputf8 and not (
-            header.block.isascii() and self.reverse_path.isascii() and all(map(_is_ascii, self.recipients))
+        self._needs_utf8 = not self.reverse_path.isascii() or (
+            self.asked.smtputf8 and not (header.block.isascii() and all(map(_is_ascii, self.recipients)))
         )
         return self._received(origin) + added + header.block
 

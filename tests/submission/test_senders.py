@@ -120,6 +120,13 @@ def test_what_is_no_address_is_not_kept_as_one(tmp_path: Path, open_room: OpenRo
     assert accepted(room)["claimed"] == "KONICA, MINOLTA@office.example"
 
 
+def test_a_sender_in_utf8_may_be_put_in(tmp_path: Path, open_room: OpenRoom) -> None:
+    room = open_room(policy(tmp_path, Device("scanner-2", address="127.0.0.1", sender="büro@office.example")))
+    envelope, header = send(room, "ann@office.example", "From: ann@office.example")
+    assert (envelope.reverse_path, envelope.smtputf8) == ("büro@office.example", True)
+    assert header.startswith("From: büro@office.example\r\n".encode())
+
+
 def test_routes_see_the_sender_that_was_put_in(tmp_path: Path, open_room: OpenRoom) -> None:
     routes = (Route(("office",), senders=("relay@office.example",)),)
     room = open_room(policy(tmp_path, routes=routes))
