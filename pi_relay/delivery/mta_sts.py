@@ -117,7 +117,7 @@ class Policies:
         return known
 
     async def close(self) -> None:
-        """Cut the fetches that are under way."""
+        """Cut the fetches that are under way: they count as failed."""
         fetching = list(self._fetching.values())
         for each in fetching:
             each.cancel()
@@ -164,6 +164,8 @@ class Policies:
         except (LookupFailed, FetchFailed, PolicyMalformed, OSError) as problem:
             self._note_failure(name)
             maillog.error(f"MTA-STS: the policy of {name} cannot be fetched: {problem}")
+            return None
+        except asyncio.CancelledError:  # by close(): whoever waits here was not cancelled
             return None
         self._remember(name, policy)
         try:

@@ -98,7 +98,7 @@ class Resolver:
         return await asyncio.shield(asking)
 
     async def close(self) -> None:
-        """Drop what is under way."""
+        """Drop what is under way: it counts as not answered."""
         asking = list(self._under_way.values())
         for each in asking:
             each.cancel()
@@ -111,6 +111,8 @@ class Resolver:
                 answer = await self._follow(*question)
         except TimeoutError:
             answer = _no_answer("no answer in time")
+        except asyncio.CancelledError:  # by close(): whoever waits here was not cancelled
+            return _no_answer("the relay stopped asking")
         self._cache.put(question, answer)
         return answer
 
@@ -154,7 +156,7 @@ class Resolver:
         """Raises dns.resolver.NoResolverConfiguration."""
         resolver = dns.asyncresolver.Resolver(configure=False)
         if not self._servers:
-            resolver.read_resolv_conf(self._resolv_conf)
+            resolver.read_resolv_conf(str(self._resolv_conf))
         known = self._servers or tuple(map(str, resolver.nameservers))
         resolver.nameservers = [_Server(self, *_endpoint(each)) for each in known]
         resolver.use_edns(0, 0, EDNS_PAYLOAD_BYTES)

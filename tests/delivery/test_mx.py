@@ -413,6 +413,17 @@ def test_who_stops_waiting_leaves_the_query_to_the_others() -> None:
     with_script({("office.example", "MX"): late(0.2, MX)}, use)
 
 
+def test_a_question_under_way_when_all_ends_is_not_answered() -> None:
+    async def use(lookups: Lookups, server: MisbehavingDns) -> None:
+        asking = asyncio.ensure_future(lookups.exchangers("office.example"))
+        await asyncio.sleep(0.05)
+        await lookups.close()
+        with pytest.raises(LookupFailed, match=r"4\.4\.3"):
+            await asking
+
+    with_script({("office.example", "MX"): silence}, use)
+
+
 def test_answers_are_kept_as_long_as_they_say() -> None:
     async def use(lookups: Lookups, server: MisbehavingDns) -> list[str]:
         for domain in ("brief.example", "gone.example", "fleeting.example") * 2:

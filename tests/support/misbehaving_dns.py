@@ -80,6 +80,7 @@ def forged_first(lie: Behaviour, truth: Behaviour) -> Behaviour:
     async def behave(query: Query, transport: str) -> AsyncIterator[bytes]:
         async for each in lie(query, transport):
             yield struct.pack("!H", query.id ^ 1) + each[2:]
+        await asyncio.sleep(0.05)
         async for each in truth(query, transport):
             yield each
 
