@@ -5,7 +5,7 @@ and whoever stops waiting leaves it to the others. Answers are kept by the monot
 clock chip the wall clock jumps, and would keep an answer for years. dnspython does the rest: servers in turn,
 time-outs, TCP where an answer is truncated, ids and ports that cannot be guessed.
 
-It costs 7 MB (dnspython): import it only where something is asked. It must not know mail.
+dnspython costs some 3 MB: import this only where something is asked. It must not know mail.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ EDNS_PAYLOAD_BYTES = 1232  # passes everywhere without fragments (DNS flag day 2
 CNAMES_MAX = 8  # followed by us, where a server does not follow them itself
 
 CACHED_MAX = 1000
-RECORDS_MAX = 64  # of one answer; nobody needs the rest
 CACHED_TEXT_MAX = 8192  # characters of one answer: longer ones are asked for again
 # However long the answer says: a changed record is noticed within the hour, a new name within five minutes.
 POSITIVE_TTL_MAX_SECONDS = 3600.0
@@ -232,7 +231,7 @@ def _is_cut_short(found: dns.resolver.Answer) -> bool:
 def _in_short(found: dns.resolver.Answer, ttl_seconds: float) -> Answer:
     if found.rrset is None:
         return Answer(min(ttl_seconds, NEGATIVE_TTL_MAX_SECONDS))
-    records = tuple(_record(each) for each in list(found.rrset)[:RECORDS_MAX])
+    records = tuple(map(_record, found.rrset))
     return Answer(min(ttl_seconds, POSITIVE_TTL_MAX_SECONDS), records)
 
 
