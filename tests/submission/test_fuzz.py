@@ -1,14 +1,16 @@
 """Sessions at random: whatever a client sends, however it is cut, we keep our word.
 
 Held against each: every reply is well formed, nothing but replies is said, what is answered "queued" is in
-the queue once and as it was sent, what is not is not; and (by the room itself) no exception, no task, no
-place in the queue is left.
+the queue once and as it was sent, what is not is not, what is kept can be handed on; and (by the room itself)
+no exception, no task, no place in the queue is left. The client is a legacy device, so that it may try AUTH
+without TLS; at TLS its bytes are no handshake.
 """
 
 from __future__ import annotations
 
 import re
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -18,39 +20,70 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.submission_room import SUBMISSION, Client, Room, configuration
+from pi_relay import passwords
+from pi_relay.config import Device
+from pi_relay.delivery.transaction import Extensions, commands
+from pi_relay.model import Envelope, StoredMessage
+from pi_relay.submission.auth import Authenticator
+from tests.support.submission_room import PASSWORD, PASSWORD_HASH, SUBMISSION, Client, Room, configuration
 
-COMMANDS = st.sampled_from(
-    [
-        b"EHLO device",
-        b"HELO device",
-        b"HELO ",
-        b"EHLO",
-        b"MAIL FROM:<a@office.example>",
-        b"MAIL FROM:<> SIZE=10 BODY=8BITMIME",
-        b"MAIL FROM:<a@office.example> SMTPUTF8",
-        b"MAIL FROM:<x@evil.example>",
-        b"MAIL FROM:<KONICA MINOLTA>",
-        b"MAIL FROM:",
-        b"MAIL",
-        b"RCPT TO:<b@other.example>",
-        b"RCPT TO:<\xc3\xa9@other.example>",
-        b"RCPT TO:<",
-        b"DATA",
-        b"DATA x",
-        b"RSET",
-        b"NOOP",
-        b"VRFY x",
-        b"HELP",
-        b"AUTH PLAIN AGEAYg==",
-        b"AUTH",
-        b"EXPN",
-        b"QUIT now",
-        b"BDAT 1",
-        b".",
-        b"",
-    ]
-)
+START_TLS = b"220 2.0.0 start TLS\r\n"
+
+MAILS = [
+    b"MAIL FROM:<a@office.example>",
+    b"MAIL FROM:<> SIZE=10 BODY=8BITMIME",
+    b"MAIL FROM:a@office.example SMTPUTF8",
+    b"MAIL FROM:<a@office.example> RET=FULL ENVID=QQ+3D314",
+    b"MAIL FROM:<a@office.example> ret=hdrs smtputf8 size=0 body=7bit",
+    b"MAIL FROM:<a@office.example> ENVID=+0D+0A RET=NONE",
+    b"MAIL FROM:<a@office.example> REQUIRETLS",
+    b"MAIL FROM:<x@evil.example>",
+    b"MAIL FROM:<KONICA MINOLTA>",
+    b"MAIL FROM:",
+    b"MAIL",
+]
+RCPTS = [
+    b"RCPT TO:<b@other.example>",
+    b"RCPT TO:b@other.example",
+    b"RCPT TO:<b@other.example> NOTIFY=SUCCESS,FAILURE,DELAY ORCPT=rfc822;b+2Bx@other.example",
+    b"RCPT TO:<b@other.example> notify=never",
+    b"RCPT TO:<b@other.example> NOTIFY=NEVER,SUCCESS",
+    b"RCPT TO:<b@other.example> ORCPT=utf-8;\xc3\xa9@other.example",
+    b"RCPT TO:<\xc3\xa9@other.example>",
+    b"RCPT TO:<",
+]
+SIGNING_IN = [
+    b"AUTH PLAIN AGEAYg==",
+    b"AUTH PLAIN AHNjYW5uZXIAY29ycmVjdCBob3JzZQ==",
+    b"AUTH PLAIN\r\nAHNjYW5uZXIAY29ycmVjdCBob3JzZQ==",
+    b"AUTH PLAIN\r\n*",
+    b"AUTH LOGIN\r\nc2Nhbm5lcg==\r\nY29ycmVjdCBob3JzZQ==",
+    b"AUTH LOGIN c2Nhbm5lcg==\r\nd3Jvbmc=",
+    b"AUTH LOGIN\r\n=\r\n=",
+    b"AUTH LOGIN",
+    b"AUTH CRAM-MD5",
+    b"AUTH",
+]
+OTHERS = [
+    b"EHLO device",
+    b"HELO device",
+    b"HELO ",
+    b"EHLO",
+    b"DATA",
+    b"DATA x",
+    b"RSET",
+    b"NOOP",
+    b"VRFY x",
+    b"HELP",
+    b"EXPN",
+    b"QUIT now",
+    b"STARTTLS",
+    b"STARTTLS now",
+    b"BDAT 1",
+    b".",
+    b"",
+]
+COMMANDS = st.sampled_from([*MAILS, *RCPTS, *SIGNING_IN, *OTHERS])
 LINES = st.sampled_from(
     [
         b"Subject: s",
@@ -71,19 +104,42 @@ ODD = st.one_of(
         [b"\r", b"\n", b"\0", b"a\nb", b"a\rb", b"\r\n.", b"x" * 600, b"x" * 13_000, b"\xff" * 40]
     ),
 )
-TRANSACTION = st.just(b"EHLO d\r\nMAIL FROM:<a@office.example>\r\nRCPT TO:<b@other.example>\r\nDATA")
+TRANSACTION = st.builds(
+    lambda *parts: b"\r\n".join((*parts[:2], *parts[2], *parts[3:])),
+    st.sampled_from([b"EHLO d", b"HELO d", b"EHLO d\r\n" + SIGNING_IN[1]]),
+    st.sampled_from(MAILS),
+    st.lists(st.sampled_from(RCPTS), min_size=1, max_size=3),
+    st.just(b"DATA"),
+    MESSAGES,
+)
 PIECES = st.lists(st.one_of(COMMANDS, COMMANDS, TRANSACTION, MESSAGES, ODD), max_size=14)
 ENDS = st.sampled_from([b"\r\nQUIT\r\n", b"\r\n.\r\nQUIT\r\n", b""])
 
 
 RULES = replace(SUBMISSION, sender_domains=("office.example",), default_sender="relay@office.example")
+DEVICES = (
+    Device("old", address="127.0.0.1", legacy=True),
+    Device("scanner", address="127.0.0.0/8", username="scanner", password_hash=PASSWORD_HASH, legacy=True),
+)
 
 
 @pytest.fixture(scope="module", params=[SUBMISSION, RULES], ids=["any sender", "rules"])
-def room(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+def room(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    server_context: ssl.SSLContext,
+) -> Iterator[Room]:
     directory = tmp_path_factory.mktemp("fuzz")
-    with Room(configuration(directory, submission=request.param), log_directory=directory / "log") as opened:
-        yield opened
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(passwords, "verify", lambda password, _: password == PASSWORD)  # at once
+        with Room(
+            configuration(directory, submission=request.param, devices=DEVICES),
+            log_directory=directory / "log",
+            context=server_context,
+            legacy_context=server_context,
+            authenticator=Authenticator(delay_seconds=0),
+        ) as opened:
+            yield opened
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,6 +157,8 @@ def test_a_session(room: Room, pieces: list[bytes], end: bytes, cuts: list[int])
         with suppress(OSError):
             client.socket.shutdown(socket.SHUT_WR)
         heard = client.rest()
+    heard, begun, _ = heard.partition(START_TLS)
+    heard += begun  # what OpenSSL says after it is its own
     lines = heard.split(b"\r\n")
     assert lines.pop() == b"" and lines[0].startswith(b"220 ")
     assert all(re.fullmatch(rb"[2-5][0-9]{2}[ -][ -~]*", line) for line in lines), heard
@@ -108,6 +166,8 @@ def test_a_session(room: Room, pieces: list[bytes], end: bytes, cuts: list[int])
     kept = room.queued[before:]
     assert [envelope.queue_id.encode() for envelope, _ in kept] == promised
     for envelope, content in kept:
+        assert envelope.device in ("old", "scanner")
+        assert_can_be_handed_on(envelope)
         assert envelope.message_size_bytes == len(content)
         header, body = content[: envelope.header_size_bytes], content[envelope.header_size_bytes :]
         assert header.startswith(b"Received: from ") and header.endswith(b"\r\n\r\n")
@@ -116,6 +176,19 @@ def test_a_session(room: Room, pieces: list[bytes], end: bytes, cuts: list[int])
         if room.config.submission is RULES:
             assert not re.search(rb"(?m)^(?:From|Sender): x@evil", header)
             assert envelope.reverse_path in ("", "a@office.example", "relay@office.example")
+
+
+def assert_can_be_handed_on(envelope: Envelope) -> None:
+    """With every parameter, as commands of one line each."""
+    everything = Extensions(True, 0, True, True, True)
+    nothing = StoredMessage(b"", b"")
+    said = commands(
+        envelope, envelope.recipients, envelope.reverse_path, nothing, everything, smtputf8=envelope.smtputf8
+    )
+    for line in (said.mail, *said.rcpts):
+        assert line.endswith(b"\r\n") and len(line) <= 2048
+        assert not re.search(rb"[\x00-\x1f\x7f]", line[:-2])
+        assert envelope.smtputf8 or line.isascii()
 
 
 def _parts(size: int, cuts: list[int]) -> Iterator[tuple[int, int]]:

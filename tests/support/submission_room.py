@@ -21,6 +21,7 @@ from pi_relay import maillog, passwords
 from pi_relay.config import Config, Device, Listener, Queue, Route, SmartHost, Submission
 from pi_relay.config.data import Log
 from pi_relay.model import Envelope, IncomingMessage, QueueRefusal, Reply
+from pi_relay.submission.auth import Authenticator
 from pi_relay.submission.server import Server
 from pi_relay.submission.session import Begin
 from tests.support.processes import free_port, wait_until
@@ -107,6 +108,7 @@ class Room:
         log_directory: Path,
         context: ssl.SSLContext | None = None,
         legacy_context: ssl.SSLContext | None = None,
+        authenticator: Authenticator | None = None,
         begin: Begin | None = None,
         start: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
@@ -119,6 +121,7 @@ class Room:
         self.problems: list[dict[str, Any]] = []  # what the loop could not give to anybody
         self._context = context
         self._legacy_context = legacy_context
+        self._authenticator = authenticator
         self._begin = begin or self._note
         self._begins_first = start
         self._log_directory = log_directory
@@ -165,7 +168,12 @@ class Room:
         self.may_commit.set()
         if self._begins_first:
             await self._begins_first()
-        self.server = Server(self.config, begin=self._begin, tls_context=self._tls_context)
+        self.server = Server(
+            self.config,
+            begin=self._begin,
+            tls_context=self._tls_context,
+            authenticator=self._authenticator,
+        )
         await self.server.start()
         self._own_tasks = len(asyncio.all_tasks())
         started.set()
