@@ -469,6 +469,12 @@ class Session(Connection):
             raise Refused(replies.AUTH_NOT_HERE)
         if not self._extended:
             raise Refused(replies.EHLO_FIRST)
+        mechanism, *initial = argument.split()[:3] or [b""]
+        exchange = _MECHANISMS.get(mechanism.upper())
+        if not mechanism or len(initial) > 1:
+            raise Refused(replies.ARGUMENT_NEEDED)
+        if exchange is None:
+            raise Refused(replies.AUTH_UNKNOWN)
         if not (self.tls or self._is_legacy):
             raise Refused(
                 replies.AUTH_NEEDS_TLS, 'AUTH in clear, which only a device with "legacy = true" may'
@@ -477,12 +483,6 @@ class Session(Connection):
             raise Refused(replies.AUTH_ALREADY)
         if self._transaction is not None:
             raise Refused(replies.AUTH_IN_MAIL)
-        mechanism, *initial = argument.split()[:3] or [b""]
-        exchange = _MECHANISMS.get(mechanism.upper())
-        if not mechanism or len(initial) > 1:
-            raise Refused(replies.ARGUMENT_NEEDED)
-        if exchange is None:
-            raise Refused(replies.AUTH_UNKNOWN)
         username, password = await exchange(self, auth.decode(initial[0]) if initial else None)
         await self._sign_in(username, password)
 

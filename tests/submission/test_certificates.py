@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pi_relay import maillog, state
-from pi_relay.config import Config, Queue, Tls
+from pi_relay.config import Config, Device, Queue, Tls
 from pi_relay.submission import certificates, issue_certificate
 from pi_relay.submission.certificates import CertificateError, Certificates, Leaf, names_of, renewal_reason
 
@@ -329,11 +329,18 @@ def self_signed(folder: Path, name: str) -> None:
     (folder / "key.pem").chmod(0o600)
 
 
-def subject_served(context: ssl.SSLContext) -> str:
-    """The subject's last part, of the certificate that the context sends: a handshake in memory."""
+def subject_served(context: ssl.SSLContext, *, old: bool = False) -> str:
+    """The subject's last part, of the certificate that the context sends: a handshake in memory.
+
+    ``old``: the client knows TLS 1.0 alone; ssl.SSLError where that is refused.
+    """
     ours, theirs = ssl.MemoryBIO(), ssl.MemoryBIO()
     client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client_context.check_hostname, client_context.verify_mode = False, ssl.CERT_NONE
+    if old:
+        client_context.set_ciphers("DEFAULT@SECLEVEL=0")
+        with pytest.warns(DeprecationWarning):
+            client_context.minimum_version = client_context.maximum_version = ssl.TLSVersion.TLSv1
     server = context.wrap_bio(ours, theirs, server_side=True)
     client = client_context.wrap_bio(theirs, ours)
     for _ in range(4):
@@ -425,3 +432,33 @@ def test_version_min(tmp_path: Path) -> None:
     for version, least in (("1.2", ssl.TLSVersion.TLSv1_2), ("1.3", ssl.TLSVersion.TLSv1_3)):
         tls = Tls(tmp_path / "certificate.pem", tmp_path / "key.pem", version)
         assert Certificates(config(tls), tmp_path).context().minimum_version == least
+
+
+# ── legacy devices ───────────────────────────────────────────────────────────────────────────────
+
+
+def with_legacy(folder: Path) -> Config:
+    pair = Tls(folder / "certificate.pem", folder / "key.pem")
+    return replace(config(pair), devices=(Device("copier", address="192.168.1.23", legacy=True),))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_legacy_device_gets_the_same_certificate_over_old_tls(own: Certificates, tmp_path: Path) -> None:
+    asyncio.run(own.reconfigure(with_legacy(tmp_path)))
+    assert subject_served(own.context(True), old=True) == "first.example"
+    assert subject_served(own.context(True)) == "first.example"
+    assert subject_served(own.context()) == "first.example"
+    with pytest.raises(ssl.SSLError):
+        subject_served(own.context(), old=True)
+    self_signed(tmp_path, "second.example")
+    assert subject_served(own.context(True), old=True) == "second.example"
+
+
+def test_without_such_a_device_there_is_no_such_context(own: Certificates, tmp_path: Path) -> None:
+    asyncio.run(own.ensure())
+    assert own.context(True) is own.context()
+    asyncio.run(own.reconfigure(with_legacy(tmp_path)))
+    assert own.context(True) is not own.context()
+    asyncio.run(own.reconfigure(replace(with_legacy(tmp_path), devices=())))
+    with pytest.raises(ssl.SSLError):
+        subject_served(own.context(True), old=True)

@@ -36,7 +36,7 @@ import pytest
 from pi_relay.config import Config, Device, Listener, Route, SmartHost
 from pi_relay.model import Envelope
 from tests.support.processes import free_port, wait_until
-from tests.support.submission_room import SUBMISSION, Client, Room, configuration
+from tests.support.submission_room import PASSWORD_HASH, SUBMISSION, Client, Room, configuration
 
 DIALOGUES = sorted((Path(__file__).parent / "dialogues").glob("*.dialogue"))
 
@@ -59,7 +59,7 @@ def test_there_are_dialogues() -> None:
     assert len(DIALOGUES) > 20
 
 
-_NAMES = {"Device": Device, "Route": Route, "SmartHost": SmartHost}
+_NAMES = {"Device": Device, "Route": Route, "SmartHost": SmartHost, "HASH": PASSWORD_HASH}
 
 
 def _configuration(directory: Path, settings: dict[str, str]) -> Config:
