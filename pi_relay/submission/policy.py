@@ -136,7 +136,7 @@ class Policy:
     def _judge(self, host: str, interface: int) -> Client:
         address = unmapped(host)
         may_send = self._lies_in(self._sending_networks, address, interface)
-        local = self._lies_in((LOCAL,), address, interface) or (may_send and _is_private(address))
+        local = self._is_local(address, interface) or (may_send and self._is_of_the_office(address))
         device = self._device_at(address, "") if local else None
         return Client(str(address).partition("%")[0], local=local, may_send=may_send, device=device)
 
@@ -159,6 +159,11 @@ class Policy:
                 for network, _ in self._known_before_signing_in
             )
         return self._local.contains(address, interface)
+
+    def _is_of_the_office(self, address: Address) -> bool:
+        """For one that the file lets send: a private network behind a router is as local as our own links."""
+        is_private = any(address in network for network in _PRIVATE if network.version == address.version)
+        return is_private and address not in self._local.gateways
 
     def _renew(self) -> None:
         """Look at the interfaces again, and forget what was judged by the old ones."""
@@ -184,11 +189,6 @@ def unmapped(host: str) -> Address:
     if isinstance(address, IPv6Address):
         return address.ipv4_mapped or address
     return address
-
-
-def _is_private(address: Address) -> bool:
-    """A network behind a router of the office, which the file lets send: it is as local as our own links."""
-    return any(address in network for network in _PRIVATE if network.version == address.version)
 
 
 def _by_precedence(devices: Iterable[Device]) -> list[tuple[Network | None, Device]]:

@@ -157,6 +157,7 @@ def test_a_network_of_the_office_behind_a_router_is_local() -> None:
     assert judged.client("10.9.1.1").local and name_at(judged, "10.9.1.1") == "depot"
     assert judged.client("fd00:9::1").local
     assert not policy().client("10.9.1.1").local
+    assert not policy(networks=("192.168.0.0/16",)).client("192.168.1.1").local, "the gateway"
 
 
 # ── by mac ───────────────────────────────────────────────────────────────────────────────────────
