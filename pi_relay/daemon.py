@@ -31,7 +31,6 @@ from pi_relay.submission.server import ListenerError, Server
 
 STOP_GRACE_SECONDS = 10.0
 DAY_SECONDS = 86_400.0
-OTHER_FILES = 256  # beside those of submission
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION = 0, 1, 3
 
@@ -185,16 +184,10 @@ def _notify(message: str) -> None:
         SystemdNotifier().notify(message)
 
 
-def _allow_files(config: Config) -> None:
-    """As many open files as we may have: the soft limit is for users of select(2), which we are not.
-
-    A connection needs one, and another for a large message that comes over it.
-    """
+def _allow_files() -> None:
+    """As many open files as we may have: the soft limit is for users of select(2), which we are not."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    wanted = 2 * config.submission.connections_max + OTHER_FILES
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        maillog.alert(reason=f"connections_max needs {wanted} open files, and the system allows {hard}")
 
 
 def open_log(config: Config, clock: Clock) -> None:
@@ -214,7 +207,7 @@ def run(path: Path) -> int:
         state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
         clock = Clock(state_directory())
         open_log(config, clock)
-        _allow_files(config)
+        _allow_files()
     except OSError as problem:
         print(f"pi-relay: {problem}", file=sys.stderr)
         return EXIT_FAILED

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pi_relay import maillog
 from pi_relay.config import Config, Listener
 from pi_relay.status import DeviceStatus
 from pi_relay.submission.auth import Authenticator
@@ -26,6 +28,8 @@ from pi_relay.submission.session import Begin, Service, Session, Terms
 
 BACKLOG = 512
 SWEEP_SECONDS_MAX = 5.0
+FILES_PER_CONNECTION = 2  # its socket, and a large message that comes over it
+OTHER_FILES = 64  # queue, log, sessions with next hops
 
 
 class ListenerError(Exception):
@@ -92,6 +96,7 @@ class Server:
             tls_context=tls_context,
             authenticator=authenticator or Authenticator(),
             now=now,
+            connections_max=_connections_max(config),
         )
         self._bound: dict[tuple[str, int], _Bound] = {}
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -105,6 +110,7 @@ class Server:
         await self._listen(config)
         self._service.policy = Policy(config)
         self._service.config = config
+        self._service.connections_max = _connections_max(config)
 
     async def stop_listening(self) -> None:
         for bound in self._bound.values():
@@ -208,6 +214,24 @@ class Server:
                 session.expire()
         if sessions:
             self._keep_sweeping(loop)
+
+
+def _connections_max(config: Config) -> int:
+    """As many as the file says, if the system allows enough open files; else fewer, with an alert.
+
+    A client that cannot be accepted hears nothing at all; one too many hears 421.
+    """
+    wanted = config.submission.connections_max
+    files_max, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files_max == resource.RLIM_INFINITY:
+        return wanted
+    possible = max(1, (files_max - OTHER_FILES) // FILES_PER_CONNECTION)
+    if possible < wanted:
+        reason = (
+            f"only {possible} connections at once instead of {wanted}: the system allows {files_max} files"
+        )
+        maillog.alert(reason=reason)
+    return min(wanted, possible)
 
 
 async def _ended(sessions: list[Session], seconds: float) -> None:

@@ -67,6 +67,7 @@ class Service:
     census: Census = field(default_factory=Census)
     legacy_uses: legacy.Uses = field(default_factory=legacy.Uses)
     now: Callable[[], float] = time.time
+    connections_max: int = 0  # as the file has it, or as few as the system allows
 
 
 class Terms:
@@ -141,7 +142,7 @@ class Session(Connection):
     def _crowding(self, *, proxied: bool) -> Reply | None:
         """``proxied``: who it is shows later, and is judged again then."""
         census, limits = self._service.census, self._service.config.submission
-        places = limits.connections_max
+        places = self._service.connections_max
         if proxied or self._device is not None or census.knows(self._client.address):
             places += max(1, int(places * KNOWN_DEVICES_EXTRA))
         if len(census.connected) >= places:

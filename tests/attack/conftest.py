@@ -35,7 +35,6 @@ address = "127.0.0.1:{port}"
 [submission]
 networks = ["local"]
 sender_domains = ["office.example"]
-message_size_max = "35 MB"
 {submission}
 
 [[devices]]
@@ -126,6 +125,10 @@ class Office:
 
     def has_no_tracebacks(self) -> None:
         assert "Traceback" not in self.relay.log.read_text()
+
+    def connections(self) -> int:
+        """Open sockets of the relay: those with clients, and a few of its own."""
+        return len(psutil.Process(self.relay.pid).net_connections())
 
     def rss_bytes(self) -> int:
         resident: int = psutil.Process(self.relay.pid).memory_info().rss

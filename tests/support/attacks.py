@@ -58,6 +58,10 @@ class Attack:
         self.heard.update(told["heard"])
         self.promised.update(told["promised"])
 
+    def refusals(self) -> set[str]:
+        """The kinds of replies that were none of consent."""
+        return {reply for reply in self.heard if reply[0] not in "23"}
+
 
 # ── the clients ──────────────────────────────────────────────────────────────────────────────────
 
@@ -140,7 +144,7 @@ async def _drip(client: _Client) -> None:
 
 
 async def _upload(client: _Client) -> None:
-    """25 MB, slowly."""
+    """25 MB, slowly but for one client in ten."""
     await client.reply()
     if not await client.envelope():
         return
@@ -150,7 +154,7 @@ async def _upload(client: _Client) -> None:
     piece = (b"x" * 76 + b"\r\n") * (UPLOAD_BYTES // pieces // 78)
     for _ in range(pieces):
         await client.say(piece)
-        await asyncio.sleep(UPLOAD_SECONDS / pieces)
+        await asyncio.sleep((UPLOAD_SECONDS if client.number % 10 else 0) / pieces)
     if (await client.ask(b".")).startswith(b"250"):
         client.attack.promised.append(name)
 
@@ -160,7 +164,7 @@ async def _submit(client: _Client) -> None:
     await client.reply()
     while await client.envelope():
         name = client.attack.new_message_id()
-        await client.say(f"Message-ID: {name}\r\nSubject: small\r\n\r\n{'x' * 2000}\r\n.\r\n".encode())
+        await client.say(f"Message-ID: {name}\r\nSubject: small\r\n\r\n{'x' * 8000}\r\n.\r\n".encode())
         if (await client.reply()).startswith(b"250"):
             client.attack.promised.append(name)
 
