@@ -26,10 +26,13 @@ from pi_relay.submission.policy import Policy
 from pi_relay.submission.ports import owner_of_port
 from pi_relay.submission.session import Begin, Service, Session, Terms
 
-BACKLOG = 512
+# A crowd waits in the kernel (as far as net.core.somaxconn lets it), and is taken in by handfuls. One number
+# for both, as asyncio has it, would lose connections, or hold up the loop and run out of files.
+BACKLOG = 4096
+ACCEPTED_AT_ONCE = 16
 SWEEP_SECONDS_MAX = 5.0
 FILES_PER_CONNECTION = 2  # its socket, and a large message that comes over it
-OTHER_FILES = 64  # queue, log, sessions with next hops
+OTHER_FILES = 96  # handfuls just accepted, queue, log, sessions with next hops
 
 
 class ListenerError(Exception):
@@ -193,7 +196,8 @@ class Server:
             return Session(self._service, bound.terms, loop)
 
         for sock in bound.sockets:
-            bound.servers.append(await loop.create_server(session, sock=sock, backlog=BACKLOG))
+            bound.servers.append(await loop.create_server(session, sock=sock, backlog=ACCEPTED_AT_ONCE))
+            sock.listen(BACKLOG)
 
     # ── the sweep ────────────────────────────────────────────────────────────────────────────────
 
