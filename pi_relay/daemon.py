@@ -61,7 +61,9 @@ class Relay:
             capacity=self.delivery.capacity,
             resume=self.delivery.resume,
         )
-        self.server = Server(config, begin=self.begin, tls_context=self.certificates.context)
+        self.server = Server(
+            config, begin=self.begin, tls_context=self.certificates.context, quotas=self.quotas
+        )
         operations = Operations(self, reload=self.reload)
         self.control = ControlServer(runtime_directory() / SOCKET_NAME, operations.handlers())
 

@@ -11,8 +11,10 @@ import os
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from email.utils import formatdate
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -128,7 +130,7 @@ class Operations:
             totals={"accepted": seen.accepted, **relay.manager.totals(), "refused": seen.refused},
             smart_hosts=relay.delivery.hops(),
             devices=seen.devices,
-            troubles=[*relay.certificates.troubles(), *_exposed(config)],
+            troubles=[*relay.certificates.troubles(), *relay.server.troubles(), *_exposed(config)],
         )
 
     # ── the queue ────────────────────────────────────────────────────────────────────────────────
@@ -136,15 +138,25 @@ class Operations:
     async def queue_list(self, question: dict[str, Any]) -> AsyncIterator[object]:
         state, device = _text(question, "state"), _text(question, "device")
         pattern = _text(question, "recipient")
-        for queue_id, entry in list(self._relay.store.entries.items()):
-            if device and entry.device != device:
-                continue
+        for queue_id in list(self._relay.store.entries):
             if state and self._relay.manager.state_of(queue_id) != state:
+                continue
+            if device and not await self._is_of(queue_id, device):
                 continue
             envelope = await self._envelope(queue_id)
             if envelope is None or (pattern and not _has_recipient(envelope, pattern)):
                 continue
             yield self._document(envelope)
+
+    async def _is_of(self, queue_id: str, device: str) -> bool:
+        """``device``: its name, or the address or network of a client."""
+        entry = self._relay.store.entries.get(queue_id)
+        if entry is None or entry.device == device:
+            return entry is not None
+        if not _is_network(device):
+            return False
+        envelope = await self._envelope(queue_id)
+        return envelope is not None and _lies_in(device, envelope.client)
 
     async def queue_show(self, question: dict[str, Any]) -> object:
         queue_id = _text(question, "queue_id")
@@ -192,17 +204,18 @@ class Operations:
     async def _each(
         self, question: dict[str, Any], act: Callable[[list[str]], Awaitable[list[str]]]
     ) -> dict[str, list[str]]:
-        ids = self._asked_for(question)
+        ids = await self._asked_for(question)
         done = await act(ids)
         missing = set(ids).difference(done)
         return {"done": done, "unknown": [queue_id for queue_id in ids if queue_id in missing]}
 
-    def _asked_for(self, question: dict[str, Any]) -> list[str]:
+    async def _asked_for(self, question: dict[str, Any]) -> list[str]:
         entries = self._relay.store.entries
         if question.get("all") is True:
             return list(entries)
         if device := _text(question, "device"):
-            return [queue_id for queue_id, entry in entries.items() if entry.device == device and entry.held]
+            held = [queue_id for queue_id, entry in entries.items() if entry.held]
+            return [queue_id for queue_id in held if await self._is_of(queue_id, device)]
         ids = question.get("ids")
         if not isinstance(ids, list) or not all(isinstance(queue_id, str) for queue_id in ids):
             raise ControlError("usage", "ids must be a list of queue ids")
@@ -333,6 +346,18 @@ def _text(question: dict[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise ControlError("usage", f"{key} must be a text")
     return value
+
+
+def _is_network(text: str) -> bool:
+    with suppress(ValueError):
+        return ip_network(text, strict=False) is not None
+    return False
+
+
+def _lies_in(network: str, client: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(client) in ip_network(network, strict=False)
+    return False
 
 
 def _unknown(queue_id: str) -> ControlError:

@@ -164,7 +164,8 @@ SUBMISSION = Table(
         Key(
             "messages_per_hour_max",
             kinds.whole(0, 1_000_000),
-            "Messages an hour of an unknown client; 0: no limit.",
+            "Messages an hour of an unknown client. What goes over it is accepted and held; beyond three "
+            "times as much is refused with 450. 0: no limit.",
             100,
         ),
         Key(
@@ -263,8 +264,14 @@ DEVICES = Table(
             default_words="anywhere",
             example='["*@office.example"]',
         ),
-        Key("messages_per_hour_max", kinds.whole(0, 1_000_000), "0: no limit.", 0),
-        Key("recipients_per_hour_max", kinds.whole(0, 1_000_000), "0: no limit.", 0),
+        Key(
+            "messages_per_hour_max",
+            kinds.whole(0, 1_000_000),
+            "What goes over it is accepted and held; beyond three times as much is refused with 450. "
+            "0: no limit.",
+            0,
+        ),
+        Key("recipients_per_hour_max", kinds.whole(0, 1_000_000), "Likewise. 0: no limit.", 0),
         Key(
             "legacy",
             kinds.flag(),
@@ -517,9 +524,5 @@ NOT_YET: frozenset[str] = frozenset(
         # direct delivery
         'routes.via = "direct"',
         "direct",
-        # what a device may do, and as whom
-        "devices.messages_per_hour_max",
-        "devices.recipients_per_hour_max",
-        "submission.messages_per_hour_max",
     }
 )

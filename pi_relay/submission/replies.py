@@ -36,6 +36,7 @@ SENDER_NOT_ALLOWED = Reply(550, "5.7.1", "you may not send in the name of this s
 NO_WAY_OUT = Reply(451, "4.3.5", "the relay has no smart host yet: its administrator has to configure one")
 RECIPIENT_NOT_ALLOWED = Reply(550, "5.7.1", "this device may not send to this recipient")
 NO_ROUTE = Reply(550, "5.7.1", "the relay has no route for this recipient")
+FAR_OVER_LIMIT = Reply(450, "4.7.1", "you have sent far more than you may in an hour, try again later")
 TOO_MANY_CONNECTIONS = Reply(421, "4.3.2", "too many connections, try again soon")
 TOO_MANY_OF_YOURS = Reply(421, "4.7.0", "too many connections from your address")
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "too many errors")

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 from pi_relay import maillog
 from pi_relay.config import Config, Listener
+from pi_relay.quotas import Quotas
 from pi_relay.status import DeviceStatus
 from pi_relay.submission.auth import Authenticator
 from pi_relay.submission.clients import ClientReport, reports
+from pi_relay.submission.limits import Limits
 from pi_relay.submission.neighbours import read_neighbours
 from pi_relay.submission.policy import Policy
 from pi_relay.submission.ports import owner_of_port
@@ -80,7 +82,7 @@ class Server:
 
     ``begin``: opens a place in the queue, or raises QueueRefusal. ``tls_context``: the context for the next
     handshake, given whether it is with a ``legacy`` device; None, or an exception: no TLS now.
-    ``now``: seconds since the epoch.
+    ``now``: seconds since the epoch. ``quotas``: where clients are counted; None: in memory.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Server:
         tls_context: Callable[[bool], ssl.SSLContext | None],
         now: Callable[[], float] = time.time,
         authenticator: Authenticator | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._service = Service(
             config=config,
@@ -98,6 +101,7 @@ class Server:
             begin=begin,
             tls_context=tls_context,
             authenticator=authenticator or Authenticator(),
+            limits=Limits(quotas or Quotas()),
             now=now,
             connections_max=_connections_max(config),
         )
@@ -147,6 +151,10 @@ class Server:
                 for seen in census.seen()
             ],
         )
+
+    def troubles(self) -> list[str]:
+        """What an admin should know of, in words."""
+        return self._service.limits.troubles()
 
     def clients(self) -> list[ClientReport]:
         """Everybody who was seen, and the devices that were not."""

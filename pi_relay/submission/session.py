@@ -19,11 +19,13 @@ from typing import Any, Protocol
 from pi_relay import headers, maillog, routes, senders
 from pi_relay.config import Config, Device, Listener
 from pi_relay.model import IncomingMessage, QueueRefusal, Recipient, Reply
+from pi_relay.quotas import Quotas
 from pi_relay.submission import auth, connection, legacy, parameters, paths, replies
 from pi_relay.submission.auth import GUESSES_MAX, Authenticator
 from pi_relay.submission.census import Census
 from pi_relay.submission.connection import Connection, GoodBye
 from pi_relay.submission.data import DataStream
+from pi_relay.submission.limits import Account, Limits
 from pi_relay.submission.policy import NOBODY, Client, Policy
 from pi_relay.submission.replies import Refused
 from pi_relay.submission.transaction import Origin, Transaction, refused_sender
@@ -65,6 +67,7 @@ class Service:
     tls_context: Callable[[bool], ssl.SSLContext | None]
     authenticator: Authenticator = field(default_factory=Authenticator)
     census: Census = field(default_factory=Census)
+    limits: Limits = field(default_factory=lambda: Limits(Quotas()))
     legacy_uses: legacy.Uses = field(default_factory=legacy.Uses)
     now: Callable[[], float] = time.time
     connections_max: int = 0  # as the file has it, or as few as the system allows
@@ -258,6 +261,9 @@ class Session(Connection):
         refusal = service.policy.refusal(self._terms.listener, client, authenticated=self._username != "")
         if refusal is not None:
             raise Refused(refusal)
+        account = self._account()
+        if account is not None and (far_over := account.refusal()):
+            raise Refused(far_over)
         rule = service.policy.sender_rule(self._device)
         given = paths.parse_mail(
             argument,
@@ -298,6 +304,9 @@ class Session(Connection):
         declared_size_bytes = transaction.asked.size_bytes
         if declared_size_bytes and routes.too_large_for(config, via, declared_size_bytes):
             raise Refused(replies.MESSAGE_TOO_LARGE)
+        account = self._account()
+        if account is not None and (far_over := account.refusal(len(transaction.recipients) + 1)):
+            raise Refused(far_over)
         transaction.recipients.append(Recipient(path, asked.original_recipient, asked.notify))
         transaction.via.append(via)
         self.answer(b"250 2.1.5 ok\r\n")
@@ -346,10 +355,25 @@ class Session(Connection):
                     await self.more(pace.deadline(stream.size_bytes))
                     pace.resumed()
             self._check_size(transaction, stream.size_bytes)
-            await transaction.commit(origin, eight_bit=stream.eight_bit)
+            await self._commit(transaction, origin, eight_bit=stream.eight_bit)
         except (Refused, QueueRefusal):
             await self._skip(stream, pace)
             raise
+
+    async def _commit(self, transaction: Transaction, origin: Origin, *, eight_bit: bool) -> None:
+        account, recipients = self._account(), len(transaction.recipients)
+        transaction.held = account.admit(recipients) if account is not None else ""
+        try:
+            await transaction.commit(origin, eight_bit=eight_bit)
+        except Exception:
+            if account is not None:
+                account.take_back(recipients)
+            raise
+
+    def _account(self) -> Account | None:
+        """What this client has sent and may, None where it has no limit."""
+        service = self._service
+        return service.limits.account(service.config, self._device, self._client.address)
 
     async def _skip(self, stream: DataStream, pace: _Pace) -> None:
         buffer = self.buffer
@@ -386,6 +410,8 @@ class Session(Connection):
             claimed=transaction.claimed,
             signatures=transaction.signatures,
         )
+        if transaction.held:
+            maillog.held(queue_id=queue_id, reason=transaction.held)
 
     async def _rset(self, argument: bytes) -> None:
         if argument.strip():

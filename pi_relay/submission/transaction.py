@@ -36,7 +36,7 @@ class Origin(NamedTuple):
 class Transaction:
     """``given``: the reverse-path as it came; ``reverse_path``: what ``rule`` made of it. ``asked``: the
     parameters of MAIL. ``via``: the ways out of each recipient, as the routes gave them. ``size_bytes``: what
-    was stored. ``began_at``: in the loop's time.
+    was stored. ``held``: why it is not to be delivered yet. ``began_at``: in the loop's time.
     """
 
     __slots__ = (
@@ -49,6 +49,7 @@ class Transaction:
         "asked",
         "began_at",
         "claimed",
+        "held",
         "incoming",
         "message_id",
         "recipients",
@@ -81,6 +82,7 @@ class Transaction:
             self.rewritten, self.claimed = ("reverse_path",), (given.path,)
         self.signatures: tuple[str, ...] = ()
         self.began_at = began_at
+        self.held = ""
         self.recipients: list[Recipient] = []
         self.via: list[tuple[str, ...]] = []
         self.size_bytes = 0
@@ -109,6 +111,7 @@ class Transaction:
                 reverse_path=self.reverse_path,
                 recipients=tuple(self.recipients),
                 accepted_at=origin.at,
+                held=self.held,
                 body_type="8BITMIME" if eight_bit else "7BIT",
                 smtputf8=self._needs_utf8,
                 envid=self.asked.envid,

@@ -31,6 +31,7 @@ networks = ["local"]
 message_size_max = "64 MB"
 connections_max = 400
 connections_per_client_max = 400
+messages_per_hour_max = 0
 {submission_extra}
 
 [smart_hosts.office]

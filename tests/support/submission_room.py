@@ -35,7 +35,11 @@ QUEUE_FULL = Reply(452, "4.3.1", "the queue is full")
 
 # Every client counts as connecting from here unless a test says otherwise; limits are out of the way.
 SUBMISSION = Submission(
-    message_size_max_bytes=1_000_000, connections_max=400, connections_per_client_max=400, recipients_max=10
+    message_size_max_bytes=1_000_000,
+    connections_max=400,
+    connections_per_client_max=400,
+    recipients_max=10,
+    messages_per_hour_max=0,
 )
 DEVICES = (Device("scanner", username="scanner", password_hash=PASSWORD_HASH),)
 
@@ -259,7 +263,8 @@ class Client:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a packet for each piece
         self.received = b""
         if source:
-            self.send(f"PROXY TCP4 {source} 127.0.0.1 40000 {port}\r\n".encode())
+            family, target = ("TCP6", "::1") if ":" in source else ("TCP4", "127.0.0.1")
+            self.send(f"PROXY {family} {source} {target} 40000 {port}\r\n".encode())
 
     def __enter__(self) -> Client:
         return self

@@ -374,7 +374,7 @@ def test_what_is_not_yet_there_is_refused_and_only_that(folder: Path) -> None:
     _, findings = check(write(folder, WHOLE))
     refused = [f for f in findings if f.severity == "error"]
     assert {f.message for f in refused} == {"not available in this version"}
-    assert len(refused) == 5
+    assert len(refused) == 2
     assert check(write(folder, WHOLE), not_yet=NOTHING)[0] is not None
 
 
