@@ -95,7 +95,7 @@ def _print_smart_hosts(smart_hosts: list[dict[str, Any]]) -> None:
             hop["name"],
             t("paced" if _is_only_paced(hop) else hop["state"]),
             ago(hop["last_success_at"]),
-            ahead(hop["next_attempt_at"] or hop["paced_until"]),
+            ahead(hop["next_attempt_at"] or hop.get("paced_until")),
             hop["last_error"] or "",
         )
         for hop in smart_hosts
@@ -107,7 +107,7 @@ def _print_smart_hosts(smart_hosts: list[dict[str, Any]]) -> None:
 
 
 def _is_only_paced(hop: dict[str, Any]) -> bool:
-    return bool(hop["pace"]) and hop["state"] != "paused"
+    return bool(hop.get("pace")) and hop["state"] != "paused"
 
 
 def _print_devices(devices: list[dict[str, Any]]) -> None:

@@ -81,6 +81,8 @@ default_sender = "relay@office.example"
 name = "copier"
 address = "127.0.0.1"
 senders = ["*@branch.example"]
+messages_per_hour_max = 1000000
+recipients_per_hour_max = 1000000
 
 [[devices]]
 name = "camera"

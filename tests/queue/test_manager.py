@@ -98,6 +98,37 @@ def test_devices_take_turns_and_reports_go_first(tmp_path: Path) -> None:
     run(scenario, office(tmp_path), NextHops(capacity=1))
 
 
+def test_a_burst_of_one_device_does_not_delay_a_scan_of_another(tmp_path: Path) -> None:
+    async def scenario(bench: QueueBench) -> None:
+        bench.next_hops.block("isp")
+        for _ in range(500):
+            await bench.submit(device="camera", settle=False)
+        scan = await bench.submit(device="copier")
+        report = Envelope(f"{scan}-f1-0", "", (Recipient("x@far.example"),), 0.0, kind=Kind.DSN)
+        await bench.store.put(replace(report, header_size_bytes=4, message_size_bytes=6), b"A:\r\n", b"\r\n")
+        await bench.quiet()
+        bench.next_hops.unblock("isp")
+        await bench.until(lambda: not bench.store.entries)
+        order = [queue_id for queue_id, _, _ in bench.next_hops.tried]
+        assert len(order) == 502 and order.index(report.queue_id) == 1
+        assert order.index(scan) <= 3
+
+    run(scenario, office(tmp_path), NextHops(capacity=1))
+
+
+def test_a_message_that_comes_held_leaves_the_journal_and_waits(tmp_path: Path) -> None:
+    async def scenario(bench: QueueBench) -> None:
+        queue_id = await bench.submit(held="runaway")
+        assert not bench.next_hops.tried and bench.manager.state_of(queue_id) == "held"
+        await bench.until(lambda: (tmp_path / queue_id).exists())
+        assert await bench.manager.retry() == []
+        assert await bench.manager.release([queue_id]) == [queue_id]
+        await bench.until(lambda: not bench.store.entries)
+        assert bench.next_hops.relayed == [(queue_id, 0)]
+
+    run(scenario, office(tmp_path))
+
+
 # ── the schedule ─────────────────────────────────────────────────────────────────────────────────
 
 
