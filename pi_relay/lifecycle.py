@@ -138,6 +138,24 @@ def is_throttling(failure: Failure) -> bool:
     return of_the_hop and code in (421, 450, 451) and failure.reply.enhanced_status not in _CONNECTION_STATUS
 
 
+LOOP = "4.4.6"  # the enhanced status of a way out that leads back to us (RFC 3463)
+
+
+def of_an_exchanger(failure: Failure, *, in_session: bool) -> Failure:
+    """What a failure means where the next hop is a recipient's MX: we have no account there.
+
+    What would be trouble with it is a plain refusal of the mail; where no session came about, of the host.
+    A way back to ourselves is then the domain's fault, for good.
+    """
+    if failure.scope is not Scope.ACCOUNT:
+        return failure
+    if failure.reply.enhanced_status == LOOP:
+        return Failure(Scope.RECIPIENT, Reply(554, "5.4.6", failure.reply.text), True)
+    if in_session:
+        return Failure(Scope.RECIPIENT, failure.reply, failure.reply.code >= 500)
+    return Failure(Scope.NEXT_HOP, failure.reply, False)
+
+
 def send_as_denied(failure: Failure) -> bool:
     """The account may not send as this sender: worth one more try as the account's own."""
     return failure.scope is Scope.ACCOUNT and failure.reply.enhanced_status == SEND_AS_DENIED

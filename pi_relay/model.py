@@ -112,8 +112,9 @@ class NextHop:
     name: str  # of the smart host, or the MX host
     host: str
     port: int
-    tls_policy: str  # "starttls" | "implicit" | "off"
+    tls_policy: str  # "starttls" | "implicit" | "off" | "may": where it is offered
     credentials_name: str = ""  # whose account we use, "" for none
+    tls_used: str = ""  # what came of "may", in words for the log
 
 
 class HopCondition(StrEnum):

@@ -1,19 +1,22 @@
 """Which ways out a recipient has, and how large a message they take.
 
 Rules: the first route that matches wins; what a route names (recipients, senders, devices) must all match.
-Recipients that leave by the same names in the same order leave together, in one transaction.
+Recipients that leave by the same names in the same order leave together, in one transaction; "direct" is a
+next hop of its own for each domain.
 It must not know whether a way is open now.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 
-from pi_relay.config import Config, Route
+from pi_relay.config import Config, Route, Wrong, a_labels
 from pi_relay.model import Envelope, RecipientStatus, WayOut
 from pi_relay.patterns import matches
 
 DIRECT = "direct"  # the name in ``via`` of "to the recipient domain's own MX"
+_DOMAIN_MARK = f"{DIRECT}:"
 
 
 def via_for(config: Config, sender: str, recipient: str, device: str) -> tuple[str, ...]:
@@ -27,6 +30,24 @@ def via_for(config: Config, sender: str, recipient: str, device: str) -> tuple[s
     return ()
 
 
+def to_domain(via: tuple[str, ...], recipient: str) -> tuple[str, ...]:
+    """The same way out with "direct" made the recipient's domain, a next hop of its own: "direct:a.example".
+
+    So mail to different domains never shares a transaction, nor does the trouble of one delay the other.
+    """
+    if DIRECT not in via:
+        return via
+    domain = recipient.rpartition("@")[2]
+    with suppress(Wrong):
+        domain = a_labels(domain)
+    return tuple(f"{_DOMAIN_MARK}{domain}" if name == DIRECT else name for name in via)
+
+
+def domain_of(name: str) -> str:
+    """The domain of a next hop that is one ("direct:a.example"), "" of any other."""
+    return name.removeprefix(_DOMAIN_MARK) if name.startswith(_DOMAIN_MARK) else ""
+
+
 def ways_out(config: Config, envelope: Envelope) -> tuple[WayOut, ...]:
     """The pending recipients, grouped by the way they leave. No route: a group with an empty ``via``."""
     recipients = envelope.recipients
@@ -34,12 +55,13 @@ def ways_out(config: Config, envelope: Envelope) -> tuple[WayOut, ...]:
         only = recipients[0]
         if only.status is not RecipientStatus.PENDING:
             return ()
-        return (_single(via_for(config, envelope.reverse_path, only.forward_path, envelope.device)),)
+        via = via_for(config, envelope.reverse_path, only.forward_path, envelope.device)
+        return (_single(to_domain(via, only.forward_path)),)
     groups: dict[tuple[str, ...], list[int]] = {}
     for position, recipient in enumerate(recipients):
         if recipient.status is RecipientStatus.PENDING:
             via = via_for(config, envelope.reverse_path, recipient.forward_path, envelope.device)
-            groups.setdefault(via, []).append(position)
+            groups.setdefault(to_domain(via, recipient.forward_path), []).append(position)
     return tuple(WayOut(tuple(positions), via) for via, positions in groups.items())
 
 

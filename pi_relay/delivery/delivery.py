@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pi_relay.config import Config, SmartHost
 from pi_relay.delivery.health import OPEN, Health
 from pi_relay.delivery.hop import Attempt, Hop
 from pi_relay.delivery.pacing import Pacing, limits_of
-from pi_relay.delivery.session import Session, TlsContexts, open_session
+from pi_relay.delivery.session import Resolve, Session, TlsContexts, open_session
 from pi_relay.delivery.signing import Signer
 from pi_relay.delivery.timeouts import Timeouts
 from pi_relay.lifecycle import NO_ROUTE
@@ -31,10 +33,15 @@ from pi_relay.model import (
     WayOut,
 )
 from pi_relay.quotas import Quotas
+from pi_relay.routes import DIRECT, domain_of
 from pi_relay.status import HopStatus
+
+if TYPE_CHECKING:
+    from pi_relay.delivery.direct import Direct
 
 CLOSE_SECONDS = 5.0
 IN_DOUBT_MAX = 1000
+DIRECT_CAPACITY = 4  # attempts at once at one domain
 GAP_SHARE = 0.5  # of the first retry delay: beyond it a pause is no worse than slowing down
 
 # Of several next hops that could not be used, the one is reported whose trouble is nearest to ours to mend.
@@ -48,7 +55,8 @@ class Delivery:
 
     ``quotas``: where it counts what its limits are about; None: in memory.
 
-    ``clock_is_wrong``: whether no time may be told to others.
+    ``clock_is_wrong``: whether no time may be told to others. ``state_directory``: where MTA-STS policies are
+    kept; None: nowhere, and none are asked for. ``direct_port``: of MX hosts, for tests.
     """
 
     def __init__(
@@ -59,6 +67,8 @@ class Delivery:
         quotas: Quotas | None = None,
         timeouts: Timeouts | None = None,
         clock_is_wrong: Callable[[], bool] = lambda: False,
+        state_directory: Path | None = None,
+        direct_port: int = 25,
     ) -> None:
         self._config = config
         self._on_hop_changed = on_hop_changed
@@ -66,8 +76,12 @@ class Delivery:
         self._timeouts = timeouts or Timeouts()
         self._contexts = TlsContexts()
         self._signer = Signer(clock_is_wrong)
+        self._state_directory = state_directory
+        self._direct_port = direct_port
+        self._clock_is_wrong = clock_is_wrong
         self._in_doubt: OrderedDict[tuple[str, int], str] = OrderedDict()  # (queue id, position): hop
         self._hops = {host.name: self._make_hop(host) for host in config.smart_hosts}
+        self._direct = self._make_direct()
         self._retired: list[Hop] = []
 
     def _make_hop(self, host: SmartHost) -> Hop:
@@ -85,8 +99,36 @@ class Delivery:
     def _gap_max_seconds(self, config: Config) -> float:
         return config.queue.retry_delays_seconds[0] * GAP_SHARE
 
-    async def _open_session(self, host: SmartHost) -> Session:
-        return await open_session(host, self._config, self._contexts, self._timeouts)
+    def _make_direct(self) -> Direct | None:
+        """Imported, like all that it needs, only where a route leads straight to the recipients' servers."""
+        config = self._config
+        if not _goes_direct(config):
+            return None
+        from pi_relay.delivery.direct import Direct
+        from pi_relay.delivery.mta_sts import Policies
+        from pi_relay.delivery.mx import Lookups
+
+        lookups, policies = Lookups(config.direct), None
+        if config.direct.mta_sts and self._state_directory is not None:
+            policies = Policies(
+                self._state_directory,
+                lookups,
+                tls_context=lambda: self._contexts.get(verify=True),
+                clock_is_wrong=self._clock_is_wrong,
+            )
+        return Direct(
+            config,
+            lookups,
+            policies,
+            open_session=self._open_session,
+            on_changed=self._on_hop_changed,
+            timeouts=self._timeouts,
+            signer=self._signer,
+            port=self._direct_port,
+        )
+
+    async def _open_session(self, host: SmartHost, resolve: Resolve | None = None) -> Session:
+        return await open_session(host, self._config, self._contexts, self._timeouts, resolve)
 
     # ── delivering ───────────────────────────────────────────────────────────────────────────────
 
@@ -97,14 +139,14 @@ class Delivery:
         positions = way.positions
         via = self._via(envelope, way)
         for name in via:
-            hop = self._hops.get(name)
-            if hop is None:  # the file was changed since
+            made = await self._attempt(name, envelope, positions, message, patient=name == via[-1])
+            if made is None:  # the file was changed since
                 continue
-            attempt = await hop.attempt(envelope, positions, message, patient=name == via[-1])
+            attempt, told_by = made
             handed_on |= attempt.notify_handed_on
             for position, outcome in attempt.outcomes.items():
                 if position not in attempt.onward or _tells_more(outcome, results.get(position)):
-                    results[position] = (hop.next_hop, outcome)
+                    results[position] = (told_by.get(position), outcome)
             if self._in_doubt or attempt.in_doubt:
                 self._note_doubts(envelope.queue_id, name, attempt)
             positions = tuple(position for position in positions if position in attempt.onward)
@@ -114,10 +156,32 @@ class Delivery:
             results.setdefault(position, (None, NO_ROUTE))
         return DeliveryReport(results, frozenset(handed_on))
 
+    async def _attempt(
+        self,
+        name: str,
+        envelope: Envelope,
+        positions: tuple[int, ...],
+        message: StoredMessage,
+        *,
+        patient: bool,
+    ) -> tuple[Attempt, Mapping[int, NextHop]] | None:
+        """At the smart host or the domain of this name, and who said what; None where there is none."""
+        hop = self._hops.get(name)
+        if hop is not None:
+            attempt = await hop.attempt(envelope, positions, message, patient=patient)
+            return attempt, dict.fromkeys(attempt.outcomes, hop.next_hop)
+        domain = domain_of(name)
+        if self._direct is None or not domain:
+            return None
+        return await self._direct.attempt(name, domain, envelope, positions, message, patient=patient)
+
+    def _exists(self, name: str) -> bool:
+        return name in self._hops or (self._direct is not None and domain_of(name) != "")
+
     def _via(self, envelope: Envelope, way: WayOut) -> tuple[str, ...]:
         for position in way.positions if self._in_doubt else ():
             name = self._in_doubt.get((envelope.queue_id, position))
-            if name in way.via and name in self._hops:
+            if name is not None and name in way.via and self._exists(name):
                 return (name,)
         return way.via
 
@@ -136,21 +200,31 @@ class Delivery:
     def hop_state(self, name: str) -> HopState:
         """An unknown name is open: an attempt then says what is wrong with it."""
         hop = self._hops.get(name)
-        return OPEN if hop is None else hop.state
+        if hop is not None:
+            return hop.state
+        return self._direct.state(name) if self._direct is not None else OPEN
 
     def capacity(self, name: str) -> int:
         """How many attempts at once are of use."""
         hop = self._hops.get(name)
-        return 1 if hop is None else hop.pacing.capacity
+        if hop is not None:
+            return hop.pacing.capacity
+        return DIRECT_CAPACITY if self._direct is not None and name.startswith(DIRECT) else 1
 
     def resume(self, names: Iterable[str] | None = None) -> None:
         """Lift the pauses of these smart hosts, or of all."""
-        for name in self._hops if names is None else names:
+        direct = self._direct
+        every = [*self._hops, *(direct.names() if direct is not None else ())]
+        for name in every if names is None else names:
             if name in self._hops:
                 self._hops[name].resume()
+            elif direct is not None:
+                direct.resume(name)
 
     def hops(self) -> list[HopStatus]:
-        return [hop.status() for hop in self._hops.values()]
+        """Of every smart host; of direct delivery as a whole, and of the domains that are in trouble."""
+        hosts = [hop.status() for hop in self._hops.values()]
+        return hosts + (self._direct.status() if self._direct is not None else [])
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
@@ -160,6 +234,7 @@ class Delivery:
         A smart host that was changed, or that now hears another name of us, starts without its troubles.
         """
         same_name = config.hostname == self._config.hostname
+        same_direct = _is_same_direct(self._config, config)
         old, self._hops, self._config = self._hops, {}, config
         self._contexts = TlsContexts()  # the CA store may have been changed, too
         changed = []
@@ -176,17 +251,52 @@ class Delivery:
         for hop in old.values():
             hop.health.close()
             hop.pool.retire()
-        self._retired = [hop for hop in (*self._retired, *old.values()) if not hop.pool.is_empty]
+        retired = list(old.values())
+        if not same_direct:
+            changed += await self._renew_direct(retired)
+        elif self._direct is not None:
+            self._direct.config = config
+        self._retired = [hop for hop in (*self._retired, *retired) if not hop.pool.is_empty]
         for name in changed:
             self._on_hop_changed(name)
 
+    async def _renew_direct(self, retired: list[Hop]) -> list[str]:
+        """Begin anew with every domain; the names of those whose condition is forgotten."""
+        old, self._direct = self._direct, self._make_direct()
+        if old is None:
+            return [DIRECT]
+        retired += old.hosts
+        await old.close()
+        return old.names()
+
     async def close(self) -> None:
         """Take leave of every next hop; no attempt should be under way any more."""
+        if self._direct is not None:
+            await self._direct.close()
+            self._retired += self._direct.hosts
         hops = (*self._hops.values(), *self._retired)
         for hop in hops:
             hop.health.close()
             hop.pacing.close()
         await asyncio.gather(*(hop.pool.close(CLOSE_SECONDS) for hop in hops))
+
+
+def _goes_direct(config: Config) -> bool:
+    return any(DIRECT in route.via for route in config.routes)
+
+
+def _is_same_direct(before: Config, after: Config) -> bool:
+    """Whether what is known of domains holds under the new configuration too."""
+    return all(
+        each(before) == each(after)
+        for each in (
+            _goes_direct,
+            lambda config: config.direct,
+            lambda config: config.hostname,
+            lambda config: config.dkim,
+            lambda config: config.queue.retry_delays_seconds,
+        )
+    )
 
 
 def _tells_more(outcome: Reply | Failure, before: tuple[NextHop | None, Reply | Failure] | None) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from pi_relay import maillog
 from pi_relay.model import Failure, HopCondition, HopState, Scope
@@ -19,6 +19,26 @@ from pi_relay.status import HopStatus
 ALERT_REPEATS_AFTER_SECONDS = 86_400.0
 
 OPEN = HopState(HopCondition.OPEN)
+
+
+class Unjudged:
+    """In the place of Health for a host that is never paused itself: whoever uses it is."""
+
+    state = OPEN
+    trouble: Failure | None = None
+    delays_seconds: Sequence[float] = ()
+
+    def succeeded(self) -> None:
+        pass
+
+    def failed(self, failure: Failure) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class Health:
@@ -66,6 +86,24 @@ class Health:
         self._pauses = 0
         if self.state.condition is HopCondition.PAUSED:
             self._let_probe()
+
+    async def gate(self, attempt: Callable[[], Awaitable[None]], *, patient: bool) -> Failure | None:
+        """Make the attempt if the next hop may be tried now, else say what is wrong with it.
+
+        ``patient``: it is worth while to wait for a probe under way.
+        """
+        if patient:
+            await self.probe_over()
+        if self.trouble is None:
+            await attempt()
+            return None
+        if not self.begin_probe():
+            return self.trouble
+        try:
+            await attempt()
+        finally:
+            self.probe_ended()
+        return None
 
     async def probe_over(self) -> None:
         """Wait until no probe is under way."""

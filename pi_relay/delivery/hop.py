@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pi_relay import maillog
-from pi_relay.config import Config, SmartHost
-from pi_relay.delivery.health import Health
+from pi_relay.config import Config, SmartHost, Wrong, a_labels
+from pi_relay.delivery.health import Health, Unjudged
 from pi_relay.delivery.outgoing import Outgoing, derive, guises
 from pi_relay.delivery.pacing import OPEN, Pacing
 from pi_relay.delivery.pool import Pool
@@ -21,7 +21,7 @@ from pi_relay.delivery.session import Session, SessionFailed
 from pi_relay.delivery.signing import Signer, SigningFailed
 from pi_relay.delivery.timeouts import Timeouts
 from pi_relay.delivery.transaction import Extensions, Outcome, Transaction, commands, transact
-from pi_relay.lifecycle import is_throttling, send_as_denied, unexpected
+from pi_relay.lifecycle import is_throttling, of_an_exchanger, send_as_denied, unexpected
 from pi_relay.model import (
     Envelope,
     Failure,
@@ -41,6 +41,11 @@ TOO_LARGE = Failure(Scope.MESSAGE, Reply(552, "5.3.4", "the message is larger th
 NO_SMTPUTF8 = Failure(
     Scope.MESSAGE, Reply(553, "5.6.7", "the message needs SMTPUTF8, which the next hop does not offer"), True
 )
+NO_REQUIRETLS = Failure(
+    Scope.MESSAGE,
+    Reply(550, "5.7.30", "the message demands TLS all the way (REQUIRETLS), which is not to be had there"),
+    True,
+)
 NO_8BITMIME = Failure(
     Scope.MESSAGE, Reply(554, "5.6.3", "the message needs 8BITMIME, which the next hop does not offer"), True
 )
@@ -56,6 +61,7 @@ class Attempt:
     onward: set[int] = field(default_factory=set)  # those that the next in ``via`` may try
     in_doubt: set[int] = field(default_factory=set)  # the end of data went unanswered: it may have them
     notify_handed_on: set[int] = field(default_factory=set)
+    tls: str = ""  # how the last session was protected, in words for the log
 
     def pass_over(self, positions: Sequence[int], failure: Failure, *, onward: bool = True) -> None:
         """No transaction was made for them; what an earlier one said of some of them stands."""
@@ -67,16 +73,21 @@ class Attempt:
 
 
 class Hop:
+    """``is_exchanger``: a recipient's MX host rather than a smart host of ours."""
+
     def __init__(
         self,
         host: SmartHost,
-        health: Health,
+        health: Health | Unjudged,
         pacing: Pacing,
         open_session: Callable[[SmartHost], Awaitable[Session]],
         timeouts: Timeouts,
         config: Config,
         signer: Signer,
+        *,
+        is_exchanger: bool = False,
     ) -> None:
+        self.is_exchanger = is_exchanger
         self.config = config
         self.host = host
         self.health = health
@@ -96,6 +107,7 @@ class Hop:
         return self.pacing.state
 
     def status(self) -> HopStatus:
+        assert isinstance(self.health, Health)
         pacing = self.pacing
         return replace(
             self.health.status(), pace=pacing.reason, paced_until=pacing.until, is_slowed=pacing.is_slowed
@@ -115,32 +127,30 @@ class Hop:
         ``patient``: there is no other way, so that it is worth while to wait for a probe under way.
         """
         attempt = Attempt()
-        health = self.health
         limit_bytes = self.host.message_size_max_bytes
         if limit_bytes and _size_bytes(message) + SIZE_RESERVE_BYTES > limit_bytes:
             attempt.pass_over(positions, TOO_LARGE)
             return attempt
-        if patient:
-            await health.probe_over()
-        if health.trouble is None:
-            await self._try(attempt, envelope, positions, message)
-        elif not health.begin_probe():
-            attempt.pass_over(positions, health.trouble)
-        else:
-            try:
-                await self._try(attempt, envelope, positions, message)
-            finally:
-                health.probe_ended()
+        assert isinstance(self.health, Health)
+        trouble = await self.health.gate(
+            lambda: self.carry(attempt, envelope, positions, message), patient=patient
+        )
+        if trouble is not None:
+            attempt.pass_over(positions, trouble)
         return attempt
 
-    async def _try(
+    async def carry(
         self, attempt: Attempt, envelope: Envelope, positions: Sequence[int], message: StoredMessage
     ) -> None:
+        """Whatever condition it is in. What became of the positions is written into ``attempt``."""
         try:
             await self._transactions(attempt, envelope, positions, message)
         except SessionFailed as failed:
-            self._in_trouble(failed.failure)  # whatever it said: it did not even let us begin
-            attempt.pass_over(positions, failed.failure)
+            failure = failed.failure
+            if self.is_exchanger:
+                failure = of_an_exchanger(failure, in_session=False)
+            self._in_trouble(failure)  # whatever it said: it did not even let us begin
+            attempt.pass_over(positions, failure)
         except SigningFailed as failed:  # nothing of it is this hop's, or another's, to mend
             attempt.pass_over(positions, failed.failure, onward=False)
         except Exception as problem:
@@ -165,14 +175,16 @@ class Hop:
                 session = await self._session(fresh=fresh)
                 try:
                     extensions = session.extensions
-                    smtputf8 = _needs_smtputf8(envelope, waiting, outgoing)
-                    unfit = _unfit(envelope, outgoing.message, extensions, smtputf8)
+                    paths = _forward_paths(envelope, waiting, extensions)
+                    smtputf8 = _needs_smtputf8(envelope, paths, outgoing)
+                    attempt.tls = _protection(session)
+                    unfit = _unfit(envelope, outgoing.message, session, smtputf8)
                     if unfit is not None:
                         attempt.pass_over([*waiting, *later], unfit, onward=unfit is not NO_8BITMIME)
                         return
                     outcome = await transact(
                         session.wire,
-                        self._transaction(envelope, waiting, outgoing, extensions, smtputf8),
+                        self._transaction(envelope, waiting, paths, outgoing, extensions, smtputf8),
                         extensions,
                         self._timeouts,
                         reset=session.left_open,
@@ -184,6 +196,11 @@ class Hop:
                     if fresh:
                         waiting = [*waiting, *later]
                         continue  # it had died while it was idle
+                    if self.is_exchanger:
+                        outcome.results = [
+                            of_an_exchanger(each, in_session=True) if isinstance(each, Failure) else each
+                            for each in outcome.results
+                        ]
                     outgoing.note(envelope.queue_id, self.host.name)
                     denied = self._take_down(attempt, waiting, outcome, envelope, extensions)
                     if denied and (other := next(ways_to_appear, None)):
@@ -206,11 +223,17 @@ class Hop:
         self,
         envelope: Envelope,
         positions: Sequence[int],
+        paths: Sequence[str],
         outgoing: Outgoing,
         extensions: Extensions,
         smtputf8: bool,
     ) -> Transaction:
-        recipients = [envelope.recipients[position] for position in positions]
+        recipients = [
+            recipient if recipient.forward_path == path else replace(recipient, forward_path=path)
+            for path, recipient in zip(
+                paths, (envelope.recipients[position] for position in positions), strict=True
+            )
+        ]
         reverse_path, message = outgoing.reverse_path, outgoing.message
         return commands(envelope, recipients, reverse_path, message, extensions, smtputf8=smtputf8)
 
@@ -280,19 +303,43 @@ def _size_bytes(message: StoredMessage) -> int:
     return len(message.header) + (body.length_bytes if isinstance(body, FileSpan) else len(body))
 
 
-def _needs_smtputf8(envelope: Envelope, positions: Sequence[int], outgoing: Outgoing) -> bool:
+def _protection(session: Session) -> str:
+    """What the log says of it."""
+    return f"{session.tls} {'verified' if session.verified else 'unverified'}" if session.tls else "none"
+
+
+def _forward_paths(envelope: Envelope, positions: Sequence[int], extensions: Extensions) -> Sequence[str]:
+    """Where the other side lacks SMTPUTF8, a domain may go as A-labels; a local part has no other form."""
+    paths = [envelope.recipients[position].forward_path for position in positions]
+    if extensions.smtputf8 or all(map(str.isascii, paths)):
+        return paths
+    return [_in_ascii(path) for path in paths]
+
+
+def _in_ascii(path: str) -> str:
+    local_part, _, domain = path.rpartition("@")
+    if not local_part.isascii():
+        return path
+    try:
+        return f"{local_part}@{a_labels(domain)}"
+    except Wrong:
+        return path
+
+
+def _needs_smtputf8(envelope: Envelope, paths: Sequence[str], outgoing: Outgoing) -> bool:
     """RFC 6531 3.1 and 3.4: an address beyond ASCII, or a header block that was announced as UTF-8."""
     return (
         not outgoing.reverse_path.isascii()
-        or not all(envelope.recipients[position].forward_path.isascii() for position in positions)
+        or not all(map(str.isascii, paths))
         or (envelope.smtputf8 and not outgoing.message.header.isascii())
     )
 
 
-def _unfit(
-    envelope: Envelope, message: StoredMessage, extensions: Extensions, smtputf8: bool
-) -> Failure | None:
+def _unfit(envelope: Envelope, message: StoredMessage, session: Session, smtputf8: bool) -> Failure | None:
     """Why this message cannot be carried by what the other side offers."""
+    extensions = session.extensions
+    if envelope.requiretls and not (session.verified and extensions.requiretls):
+        return NO_REQUIRETLS
     limit_bytes = extensions.size_max_bytes
     if limit_bytes and _size_bytes(message) + SIZE_RESERVE_BYTES > limit_bytes:
         return TOO_LARGE

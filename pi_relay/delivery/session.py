@@ -16,8 +16,8 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from pi_relay.delivery.timeouts import Timeouts
 from pi_relay.delivery.transaction import Extensions
 from pi_relay.delivery.wire import Wire, tidy_reply
 from pi_relay.headers import is_public_hostname
-from pi_relay.lifecycle import Stage, connection_failure, what_it_means
+from pi_relay.lifecycle import LOOP, Stage, connection_failure, what_it_means
 from pi_relay.model import Failure, Reply, Scope
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Session:
 
     wire: Wire
     extensions: Extensions
+    tls: str = ""  # the version, "" in clear
+    verified: bool = False  # the certificate was checked, or is the pinned one
     reused: bool = False
     left_open: bool = False  # a transaction was begun and not ended
     messages: int = 0
@@ -115,6 +117,7 @@ def _tls_trouble(problem: ssl.SSLError) -> str:
 
 
 Address = tuple[socket.AddressFamily, Any]  # and what connect() takes
+Resolve = Callable[[str, int], Awaitable[list[Address]]]  # host and port
 
 
 async def _resolve(host: str, port: int) -> list[Address]:
@@ -217,11 +220,34 @@ def _ehlo_name(hostname: str, sock: socket.socket) -> str:
 # ── opening ──────────────────────────────────────────────────────────────────────────────────────
 
 
-async def open_session(host: SmartHost, config: Config, contexts: TlsContexts, timeouts: Timeouts) -> Session:
-    """Raises SessionFailed."""
+async def open_session(
+    host: SmartHost,
+    config: Config,
+    contexts: TlsContexts,
+    timeouts: Timeouts,
+    resolve: Resolve | None = None,
+) -> Session:
+    """Raises SessionFailed. ``resolve``: how the host's name becomes addresses; None: as the system does.
+
+    ``host.tls`` "may" is for a recipient's MX: TLS where it is offered and comes about, and in clear else.
+    """
+    try:
+        return await _open_session(host, config, contexts, timeouts, resolve or _resolve)
+    except _NoTls:
+        in_clear = replace(host, tls="off")
+        return await _open_session(in_clear, config, contexts, timeouts, resolve or _resolve)
+
+
+async def _open_session(
+    host: SmartHost,
+    config: Config,
+    contexts: TlsContexts,
+    timeouts: Timeouts,
+    resolve: Resolve,
+) -> Session:
     try:
         async with asyncio.timeout(timeouts.resolve):
-            addresses = await _resolve(host.host, host.port)
+            addresses = await resolve(host.host, host.port)
     except (OSError, UnicodeError) as problem:
         raise _lost(Stage.CONNECT, f"{host.host} does not resolve: {_words(problem)}") from None
     try:
@@ -234,6 +260,10 @@ async def open_session(host: SmartHost, config: Config, contexts: TlsContexts, t
         sock.close()
         raise SessionFailed(_loop(f"{host.host}:{host.port} is this relay itself"))
     return await _Opening(host, config, contexts, timeouts).run(sock)
+
+
+class _NoTls(Exception):
+    """A handshake that nobody insists on came to nothing."""
 
 
 class _Opening:
@@ -250,7 +280,8 @@ class _Opening:
         import aiosmtplib
 
         host = self._host
-        context = None if host.tls == "off" else await self._contexts.get(verify=host.tls_verify is True)
+        verify = host.tls_verify is True and host.tls != "may"
+        context = None if host.tls == "off" else await self._contexts.get(verify=verify)
         smtp = aiosmtplib.SMTP(
             hostname=host.host,
             sock=sock,
@@ -263,14 +294,22 @@ class _Opening:
         try:
             return await self._open(smtp)
         except aiosmtplib.SMTPResponseException as refused:
+            self._do_without_tls()
             raise SessionFailed(self._refused(refused.code, refused.message)) from None
         except ssl.SSLError as problem:
+            self._do_without_tls()
             raise _lost(Stage.TLS, _tls_trouble(problem)) from None
         except (aiosmtplib.SMTPException, OSError) as problem:
+            self._do_without_tls()
             raise _lost(self._stage, _words(problem)) from None
         finally:
             # Where the session is open, its transport has been taken over and this closes nothing.
             smtp.close()
+
+    def _do_without_tls(self) -> None:
+        """Raises _NoTls where it was TLS that failed, and TLS is not insisted on."""
+        if self._stage is Stage.TLS and self._host.tls == "may":
+            raise _NoTls
 
     async def _open(self, smtp: aiosmtplib.SMTP) -> Session:
         host, timeouts = self._host, self._timeouts
@@ -279,15 +318,17 @@ class _Opening:
         greeting = await smtp.connect(timeout=timeouts.greeting)
         self._check_name(greeting.message)
         await self._say_hello(smtp)
-        if host.tls == "starttls":
+        offered = smtp.supports_extension("starttls")
+        upgrades = host.tls == "starttls" or (host.tls == "may" and offered)
+        if upgrades:
             self._stage = Stage.TLS
-            if not smtp.supports_extension("starttls"):
+            if not offered:
                 raise _lost(Stage.TLS, "STARTTLS is required, and the other side does not offer it")
             await smtp.starttls(timeout=timeouts.tls)
         transport: Any = smtp.transport
         if isinstance(host.tls_verify, str) and host.tls != "off":
             _check_pin(transport, host.tls_verify)
-        if host.tls == "starttls":
+        if upgrades:
             await self._say_hello(smtp)
         if host.auth == "password":
             await self._authenticate(smtp)
@@ -295,7 +336,13 @@ class _Opening:
             raise _lost(self._stage, "connection closed by the other side")
         extensions = _extensions(smtp.esmtp_extensions)
         smtp.transport = None
-        return Session(Wire(transport, host.host), extensions)
+        encrypted = transport.get_extra_info("ssl_object")
+        return Session(
+            Wire(transport, host.host),
+            extensions,
+            tls=(encrypted.version() or "TLS") if encrypted else "",
+            verified=encrypted is not None and host.tls != "may" and host.tls_verify is not False,
+        )
 
     async def _say_hello(self, smtp: aiosmtplib.SMTP) -> None:
         self._stage = Stage.EHLO
@@ -340,12 +387,13 @@ def _extensions(told: Mapping[str, str]) -> Extensions:
         eight_bit_mime="8bitmime" in told,
         smtputf8="smtputf8" in told,
         dsn="dsn" in told,
+        requiretls="requiretls" in told,
     )
 
 
 def _loop(text: str) -> Failure:
     """Mail would come back to us: for the admin to mend, and no fault of the message (RFC 3463 X.4.6)."""
-    return Failure(Scope.ACCOUNT, Reply(451, "4.4.6", f"routing loop: {text}"), permanent=False)
+    return Failure(Scope.ACCOUNT, Reply(451, LOOP, f"routing loop: {text}"), permanent=False)
 
 
 def _lost(stage: Stage, text: str) -> SessionFailed:

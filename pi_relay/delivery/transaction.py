@@ -33,6 +33,7 @@ class Extensions:
     eight_bit_mime: bool = False
     smtputf8: bool = False
     dsn: bool = False
+    requiretls: bool = False
 
 
 @dataclass(slots=True)
@@ -82,6 +83,8 @@ def commands(
         mail += " BODY=8BITMIME"
     if smtputf8:
         mail += " SMTPUTF8"
+    if envelope.requiretls:  # only ever said to who offers it (RFC 8689)
+        mail += " REQUIRETLS"
     if extensions.dsn:
         mail += "".join(
             f" {key}={value}" for key, value in (("RET", envelope.ret), ("ENVID", envelope.envid)) if value
