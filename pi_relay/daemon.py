@@ -50,7 +50,11 @@ class Relay:
         )
         self.quotas = Quotas(state_directory(), clock_is_wrong=clock.is_wrong, note_time=clock.note)
         self.delivery = Delivery(
-            config, on_hop_changed=self._hop_changed, quotas=self.quotas, clock_is_wrong=clock.is_wrong
+            config,
+            on_hop_changed=self._hop_changed,
+            quotas=self.quotas,
+            clock_is_wrong=clock.is_wrong,
+            state_directory=state_directory(),
         )
         self.certificates = Certificates(config, state_directory(), clock_is_wrong=clock.is_wrong)
         self.manager = Manager(

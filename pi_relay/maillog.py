@@ -103,12 +103,23 @@ def refused(*, client: str, device: str, reply: Reply | str, reason: str) -> Non
 
 
 def relayed(
-    *, queue_id: str, to: str, next_hop: str, reply: Reply | str, attempt: int, delay_seconds: float
+    *,
+    queue_id: str,
+    to: str,
+    next_hop: str,
+    reply: Reply | str,
+    attempt: int,
+    delay_seconds: float,
+    tls: str = "",
 ) -> None:
-    """A next hop took the message for one recipient, ``delay_seconds`` after it was accepted."""
+    """A next hop took the message for one recipient, ``delay_seconds`` after it was accepted.
+
+    ``tls``: what protected it on its way to an MX host, in words; "" for a smart host, whose file says it.
+    """
     _emit(
         f"relayed queue_id={queue_id} to={_value(_address(to))} next_hop={_value(next_hop)}"
         f" reply={_value(_text(str(reply)))} attempt={attempt} delay={delay_seconds:.1f}"
+        + (f" tls={_value(tls)}" if tls else "")
     )
 
 

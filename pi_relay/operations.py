@@ -252,7 +252,7 @@ class Operations:
     async def send_test(self, question: dict[str, Any]) -> object:
         relay, address, via = self._relay, _text(question, "address"), _text(question, "via")
         config = relay.config
-        if via and via not in {host.name for host in config.smart_hosts}:
+        if via and via not in _ways_out(config):
             raise ControlError(
                 "not_found", f"there is no smart host {via!r}", hint="see [smart_hosts.*] in the file"
             )
@@ -370,6 +370,12 @@ def _has_recipient(envelope: Envelope, pattern: str) -> bool:
 
 def _age_seconds(since: float | None, now: float) -> int:
     return 0 if since is None else max(0, int(now - since))
+
+
+def _ways_out(config: Config) -> set[str]:
+    """What --via may name: every smart host, and "direct" where a route leads there."""
+    names = {name for route in config.routes for name in route.via}
+    return names | {host.name for host in config.smart_hosts}
 
 
 def _rss_bytes() -> int:

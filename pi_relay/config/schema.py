@@ -521,8 +521,5 @@ NOT_YET: frozenset[str] = frozenset(
         "devices.silent_after",
         "alerts",
         "web",
-        # direct delivery
-        'routes.via = "direct"',
-        "direct",
     }
 )

@@ -42,12 +42,15 @@ from pi_relay.model import (
 )
 from pi_relay.queue.store import CorruptMessage, Store
 from pi_relay.queue.waiting import Activity, Line, Moments, Park, Record, Via
-from pi_relay.routes import via_for, ways_out
+from pi_relay.routes import to_domain, via_for, ways_out
 
 ATTEMPTS_MAX = 100  # in flight, over all next hops
 UNROUTED_ATTEMPTS_MAX = 4  # of messages that no route takes
 FATES_MAX = 64  # messages whose fate somebody may still ask for
 STILL_UNDELIVERABLE_SECONDS_MIN = 86_400.0  # after a start, whatever the clock says
+
+LINES_KEPT_MAX = 64  # empty ones: every domain of direct delivery has its own
+PARKS_KEPT_MAX = 256
 
 UNSORTED: Via = ("",)  # the line of messages whose ways out have not been looked up yet
 NOWHERE = ""  # the "next hop" of messages that no route takes
@@ -117,6 +120,7 @@ class Manager:
         self._records: dict[str, Record] = {}
         self._lines: dict[Via, Line] = {}
         self._parks: dict[tuple[Via, ...], Park] = {}
+        self._parks_kept_max = PARKS_KEPT_MAX
         self._all_hops = _hops_of(config)
         self._slots = Moments(self._wakes_at)
         self._warnings = Moments(self._may_warn)
@@ -330,8 +334,11 @@ class Manager:
         detour = self._detours.get(envelope.queue_id)
         if detour is None:
             return ways
-        positions = tuple(position for way in ways for position in way.positions)
-        return (WayOut(positions, detour),) if positions else ()
+        groups: dict[Via, list[int]] = {}
+        for position in (position for way in ways for position in way.positions):
+            via = to_domain(detour, envelope.recipients[position].forward_path)
+            groups.setdefault(via, []).append(position)
+        return tuple(WayOut(tuple(positions), via) for via, positions in groups.items())
 
     def _line(self, via: Via) -> Line:
         line = self._lines.get(via)
@@ -373,6 +380,7 @@ class Manager:
         vias = record.waits_in
         park = self._parks.get(vias)
         if park is None:
+            self._forget_parks()
             hops = frozenset(name for via in vias for name in self._line(via).hops)
             park = self._parks[vias] = Park(vias, hops, Moments(partial(self._expires_at, vias)))
             park.run(now, self._schedule_runs(vias))
@@ -387,6 +395,14 @@ class Manager:
         park.expiries.add(record.wake_at, record.queue_id)
         if park.running:
             self._arm(park.moment(record.wake_at, now))
+
+    def _forget_parks(self) -> None:
+        """Those that nobody is in any more: with direct delivery there is one for each domain in trouble."""
+        if len(self._parks) < self._parks_kept_max:
+            return
+        used = {record.park for record in self._records.values() if record.park is not None}
+        self._parks = {vias: park for vias, park in self._parks.items() if park in used}
+        self._parks_kept_max = max(PARKS_KEPT_MAX, 2 * len(self._parks))
 
     def _unpark(self, record: Record) -> None:
         """Back to the monotonic clock, with the slots counted that were passed over."""
@@ -569,7 +585,11 @@ class Manager:
 
     def _vacate(self, hop: str) -> None:
         self._in_flight_total -= 1
-        self._in_flight[hop] -= 1
+        left = self._in_flight[hop] - 1
+        if left:
+            self._in_flight[hop] = left
+        else:
+            del self._in_flight[hop]
         self._probing.discard(hop)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -590,6 +610,8 @@ class Manager:
             line, record = following
             self._occupy(hop)
             activity = self._begin(record, line.via)
+        if line.is_empty and len(self._lines) > LINES_KEPT_MAX:
+            self._lines.pop(line.via, None)
         if self._in_flight_total == self._attempts_max - 1:
             self._fill_all()
 
@@ -778,6 +800,7 @@ class Manager:
                 reply=reply,
                 attempt=number,
                 delay_seconds=delay_seconds,
+                tls=next_hop.tls_used if next_hop else "",
             )
         if envelope.kind is Kind.MAIL:
             self._totals["relayed"] += 1
@@ -811,7 +834,7 @@ class Manager:
 
     def _can_carry(self, device: str, address: str) -> bool:
         via = via_for(self._config, "", address, device)
-        return any(self._hop_state(name).condition is HopCondition.OPEN for name in via)
+        return any(self._hop_state(name).condition is HopCondition.OPEN for name in to_domain(via, address))
 
     async def _put_reports(self, settlement: Settlement, message: StoredMessage) -> None:
         """Durable before the original forgets (law 2). Raises QueueRefusal or OSError."""
@@ -1068,6 +1091,7 @@ class Manager:
                         reply=event.reply,
                         attempt=number,
                         delay_seconds=delay_seconds,
+                        tls=event.next_hop.tls_used if event.next_hop else "",
                     )
                 case RecipientStatus.FAILED:
                     maillog.failed(

@@ -74,6 +74,10 @@ class Line:
             turn = self._devices[device] = deque()
         turn.append(record)
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self._reports or self._devices)
+
     def __iter__(self) -> Iterator[Record]:
         for turn in (self._reports, *self._devices.values()):
             yield from (record for record in turn if self.via in record.waits_in)
