@@ -1,0 +1,177 @@
+"""The real relay in a network of its own: NSD at port 53, MX hosts at port 25, policies at port 443."""
+
+from __future__ import annotations
+
+import email
+import re
+import smtplib
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support import namespaces
+from tests.support.certificates import Authority
+from tests.support.dns_server import NSD, DnsServer
+from tests.support.https_server import HttpsServer, Page
+from tests.support.misbehaving_hop import MisbehavingHop, Script
+from tests.support.postfix import Postfix
+from tests.support.processes import wait_until
+from tests.support.relay import Relay
+
+pytestmark = pytest.mark.skipif(
+    NSD is None or not namespaces.possible(), reason="needs NSD, root and network namespaces"
+)
+
+MESSAGE = b"From: scans@office.example\r\nSubject: a scan\r\nMessage-ID: <1@copier>\r\n\r\n.one\r\n"
+FILE = """\
+hostname = "relay.office.example"
+postmaster = "admin@office.example"
+listeners = [{address = "127.0.0.1:2525"}]
+submission = {sender_domains = ["office.example"]}
+direct = {dns_servers = ["127.0.0.1"], allow_private = true}
+routes = [{via = ["direct"]}]
+[queue]
+free_space_min = "16 MB"
+retry_delays = ["1s", "1s", "2s"]
+lifetime = "6s"
+delay_warning_after = "0s"
+"""
+STS = "version: STSv1\nmode: enforce\nmx: {host}\nmax_age: 86400\n"
+ZONES = {
+    "office.example": "@ MX 10 mx.office.example.\nmx A 127.0.1.1",
+    "good.example": "@ MX 10 mx.good.example.\nmx A 127.0.1.2\n"
+    '_mta-sts TXT "v=STSv1; id=1"\nmta-sts A 127.0.2.1',
+    "bad.example": '@ MX 10 mx.good.example.\n_mta-sts TXT "v=STSv1; id=1"\nmta-sts A 127.0.2.1',
+    "postfix.example": "@ MX 10 mx\nmx A 127.0.0.1",
+    "dead.example": "@ MX 10 mx\nmx A 127.0.1.9",
+    "null.example": "@ MX 0 .",
+}
+
+
+class Town:
+    """``office``: the MX of the office itself, which gets the reports. ``good``: one with TLS."""
+
+    def __init__(self, directory: Path, authority: Authority, stack: ExitStack) -> None:
+        self._stack = stack
+        self.office = self.hop("127.0.1.1")
+        context = authority.leaf("DNS:mx.good.example").server_context()
+        self.good = self.hop("127.0.1.2", extensions=("STARTTLS", "PIPELINING", "SIZE"), tls=context)
+        web = authority.leaf("DNS:mta-sts.good.example,DNS:mta-sts.bad.example").server_context()
+        self.web = stack.enter_context(HttpsServer(web, address="127.0.2.1", port=443))
+        self.web.pages["mta-sts.good.example"] = Page(STS.format(host="mx.good.example").encode())
+        self.web.pages["mta-sts.bad.example"] = Page(STS.format(host="mx.bad.example").encode())
+        stack.enter_context(DnsServer(ZONES, port=53))
+        self.relay = stack.enter_context(Relay(directory, port=2525, configuration=FILE))
+
+    def hop(self, host: str, script: Script | None = None, **more: object) -> MisbehavingHop:
+        hop = MisbehavingHop(script, host=host, port=25, **more)  # type: ignore[arg-type]
+        return self._stack.enter_context(hop)
+
+    def submit(self, *to: str) -> str:
+        """The queue id."""
+        with smtplib.SMTP("127.0.0.1", 2525, timeout=20) as client:
+            client.ehlo("copier")
+            client.mail("scans@office.example")
+            for each in to:
+                assert client.rcpt(each)[0] == 250
+            code, words = client.data(MESSAGE)
+        assert code == 250, words
+        return words.decode().split()[-1]
+
+    def events(self, queue_id: str) -> list[dict[str, object]]:
+        found: list[dict[str, object]] = self.relay.ask("trace", queue_id)
+        return found
+
+    def wait_for(self, queue_id: str, event: str) -> dict[str, object]:
+        wait_until(
+            lambda: any(each["event"] == event for each in self.events(queue_id)),
+            30,
+            f"{queue_id} to be {event}",
+        )
+        return next(each for each in self.events(queue_id) if each["event"] == event)
+
+    def report(self) -> email.message.Message:
+        """The one report that the office gets."""
+        wait_until(lambda: len(self.office.messages) == 1, 30, "a report at the office")
+        (message,) = self.office.messages
+        assert message.mail.startswith("FROM:<>")
+        return email.message_from_bytes(message.content)
+
+
+@pytest.fixture
+def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv(ssl.get_default_verify_paths().openssl_cafile_env, str(authority.certificate))
+    with namespaces.own_network(), ExitStack() as stack:
+        yield Town(tmp_path, authority, stack)
+
+
+def test_mail_reaches_its_domain_and_the_log_tells_how(town: Town) -> None:
+    queue_id = town.submit("ann@good.example")
+    relayed = town.wait_for(queue_id, "relayed")
+    assert (relayed["next_hop"], relayed["tls"]) == ("mx.good.example", "TLSv1.3 verified")
+    (message,) = town.good.messages
+    assert message.content.endswith(b"\r\n\r\n.one\r\n") or message.content.endswith(b"\r\n\r\n..one\r\n")
+    assert town.good.connections[0].tls
+    status = town.relay.ask("status")
+    assert status["health"] == "ok" and [each["name"] for each in status["smart_hosts"]] == ["direct"]
+
+
+def test_a_policy_outlives_its_web_server_and_a_restart(town: Town) -> None:
+    town.wait_for(town.submit("ann@good.example"), "relayed")
+    town.web.pages.clear()
+    town.relay.stop()
+    town.relay.start()
+    relayed = town.wait_for(town.submit("bob@good.example"), "relayed")
+    assert relayed["tls"] == "TLSv1.3 verified"
+
+
+def test_what_a_policy_forbids_waits_and_then_fails_with_the_reason(town: Town) -> None:
+    queue_id = town.submit("ann@bad.example")
+    deferred = town.wait_for(queue_id, "deferred")
+    assert "MTA-STS policy of bad.example" in str(deferred["reply"])
+    report = town.report()
+    assert not town.good.messages
+    status = str(report.get_payload()[1])  # type: ignore[index]
+    assert "Status: 4.4.7" in status and "ann@bad.example" in status
+    assert "MTA-STS policy" in str(report.get_payload()[0])  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [("x@nowhere.office.example", "5.1.2"), ("x@null.example", "5.1.10"), ("x@dead.example", "4.4.7")],
+)
+def test_the_sender_is_told_why(town: Town, address: str, status: str) -> None:
+    town.submit(address)
+    report = town.report()
+    said = str(report.get_payload()[1])  # type: ignore[index]
+    assert f"Status: {status}" in said and f"Final-Recipient: rfc822;{address}" in said
+
+
+def test_one_domain_in_trouble_delays_no_other(town: Town) -> None:
+    waiting = town.submit("x@dead.example", "ann@good.example")
+    relayed = town.wait_for(waiting, "relayed")
+    assert relayed["to"] == "ann@good.example"
+    town.wait_for(waiting, "deferred")
+    status = town.relay.ask("status")
+    assert status["health"] == "degraded" and "direct:dead.example" in status["reasons"][0]
+    town.wait_for(town.submit("bob@good.example"), "relayed")
+    shown = town.relay.ask("queue", "show", waiting)
+    assert [each["status"] for each in shown["recipients"]] == ["pending", "relayed"]
+
+
+def test_a_real_postfix_as_mx(town: Town) -> None:
+    with Postfix(port=25) as postfix:
+        queue_id = town.submit("ann@postfix.example")
+        relayed = town.wait_for(queue_id, "relayed")
+        assert relayed["next_hop"] == "mx.postfix.example"
+        assert re.match(r"250 2\.0\.0 Ok", str(relayed["reply"]))
+        wait_until(lambda: len(list(postfix.inbox.iterdir())) == 1, 20, "Postfix to deliver")
+
+
+def test_send_test_goes_direct(town: Town) -> None:
+    said = town.relay.command("send-test", "ann@good.example", "--via", "direct").stdout
+    assert "relayed: mx.good.example said" in said
