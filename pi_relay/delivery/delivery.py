@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 CLOSE_SECONDS = 5.0
 IN_DOUBT_MAX = 1000
 DIRECT_CAPACITY = 4  # attempts at once at one domain
+GAP_MAX_SECONDS = 60.0  # between transactions with a next hop that asks for less
 GAP_SHARE = 0.5  # of the first retry delay: beyond it a pause is no worse than slowing down
 
 # Of several next hops that could not be used, the one is reported whose trouble is nearest to ours to mend.
@@ -97,7 +98,7 @@ class Delivery:
         return Hop(host, health, pacing, self._open_session, self._timeouts, self._config, self._signer)
 
     def _gap_max_seconds(self, config: Config) -> float:
-        return config.queue.retry_delays_seconds[0] * GAP_SHARE
+        return min(config.queue.retry_delays_seconds[0] * GAP_SHARE, GAP_MAX_SECONDS)
 
     def _make_direct(self) -> Direct | None:
         """Imported, like all that it needs, only where a route leads straight to the recipients' servers."""

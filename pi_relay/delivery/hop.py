@@ -2,7 +2,8 @@
 
 Rules: what a next hop gets of a message (its reverse-path, its header block) is derived anew for each
 transaction, in outgoing.py. An idle session that turns out dead costs nothing but a fresh one. A hop as
-a whole is judged by every attempt: trouble of its own or of our account pauses it, any other answer opens it.
+a whole is judged by every attempt: trouble of its own or of our account pauses it, any other answer opens it;
+where it only asks for less it is slowed down first (pacing.py).
 It must not know which other next hops there are.
 """
 
@@ -210,7 +211,8 @@ class Hop:
                     trouble = self._judge(*outcome.results)
                     waiting = [*(waiting[place] for place in outcome.put_off), *later]
                     if trouble is not None:
-                        attempt.pass_over(waiting, trouble, onward=outcome.unanswered)
+                        onward = outcome.unanswered or trouble.scope is Scope.ACCOUNT
+                        attempt.pass_over(waiting, trouble, onward=onward)
                         return
                 finally:
                     self.pool.give_back(session)

@@ -6,11 +6,12 @@ until there is room again, and mail takes the next way out, if there is one. Tha
 like ACCOUNT trouble it uses up no message's schedule.
 
 Throttling: 421, 432, and 450 or 451 to MAIL. Fewer connections, and a gap before each transaction, longer
-each time; with every message that it takes they shrink again. Where it goes on refusing at the longest gap,
-slowing down is of no use, and the hop has to be paused.
+each time. With every message that it takes both come back a step, and after some minutes without throttling
+all is as before. Where it goes on refusing at the longest gap, slowing down is of no use, and the hop has to
+be paused.
 
 Rules: what is under way counts as if it were taken, until it turns out not to be: a limit is never run into.
-One timer for each hop at most, and none while it is open; a message that waits costs nothing here. It must
+No timer while a hop is open and has not asked for less; a message that waits costs nothing here. It must
 not know sessions, nor which messages there are.
 """
 
@@ -29,6 +30,7 @@ from pi_relay.quotas import DAY, HOUR, MINUTE, Quotas, Window
 
 FIRST_GAP_SECONDS = 1.0
 TAKEN_FOR_A_CONNECTION = 20  # messages, until one connection more is tried after throttling
+THROTTLING_FORGOTTEN_SECONDS = 300.0  # after the last of it, however little was sent since
 
 OPEN = HopState(HopCondition.OPEN)
 
@@ -101,6 +103,7 @@ class Pacing:
         self._deaf_until = 0.0  # to throttling replies to what was begun before we slowed down
         self._taken_in_a_row = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._forgetting: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._see()
 
@@ -180,6 +183,7 @@ class Pacing:
         self._taken_in_a_row = 0
         self.connections = max(self.connections // 2, 1)
         self._throttled_by = str(reply)
+        self._forget_later()
         maillog.paused(next_hop=self.name, reason=f"throttled: {reply}", until=time.time() + longer_seconds)
         self._update()
         return True
@@ -195,18 +199,37 @@ class Pacing:
         if self._taken_in_a_row % TAKEN_FOR_A_CONNECTION == 0 and self.connections < self._connections_max:
             self.connections += 1
         if not self._gap_seconds and self.connections == self._connections_max:
-            self._throttled_by = ""
-            maillog.resumed(next_hop=self.name)
+            self._forget()
         self._update()
 
     def resume(self) -> None:
         """Forget that it was too much. What the limits say stands."""
         self._gap_seconds = self._not_before = self._deaf_until = 0.0
         self.connections = self._connections_max
-        self._throttled_by = ""
+        self._forget()
         self._update()
 
+    def _forget_later(self) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        loop = asyncio.get_running_loop()
+        self._forgetting = loop.call_later(THROTTLING_FORGOTTEN_SECONDS, self.resume)
+
+    def _forget(self) -> None:
+        if self._throttled_by:
+            self._throttled_by = ""
+            maillog.resumed(next_hop=self.name)
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            self._forgetting = None
+
     def close(self) -> None:
+        self._stop_waiting()
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            self._forgetting = None
+
+    def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -230,7 +253,7 @@ class Pacing:
         state, self.reason = self._look(now)
         if state == self.state:
             return False
-        self.close()
+        self._stop_waiting()
         self.state = state
         if state.condition is not HopCondition.OPEN and state.until_monotonic < float("inf"):
             self._timer = asyncio.get_running_loop().call_later(state.until_monotonic - now, self._on_time)

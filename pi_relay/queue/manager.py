@@ -444,11 +444,7 @@ class Manager:
         return all(map(self._is_paused, hops)) and not all(map(self._in_own_trouble, hops))
 
     def _another_is_open(self, park: Park) -> bool:
-        return any(
-            self._hop_state(name).condition is HopCondition.OPEN
-            for name in self._all_hops
-            if name not in park.hops
-        )
+        return any(self._carries(name) for name in self._all_hops if name not in park.hops)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -834,7 +830,11 @@ class Manager:
 
     def _can_carry(self, device: str, address: str) -> bool:
         via = via_for(self._config, "", address, device)
-        return any(self._hop_state(name).condition is HopCondition.OPEN for name in to_domain(via, address))
+        return any(map(self._carries, to_domain(via, address)))
+
+    def _carries(self, name: str) -> bool:
+        """Now, or when its pace allows."""
+        return self._hop_state(name).condition in (HopCondition.OPEN, HopCondition.PACED)
 
     async def _put_reports(self, settlement: Settlement, message: StoredMessage) -> None:
         """Durable before the original forgets (law 2). Raises QueueRefusal or OSError."""

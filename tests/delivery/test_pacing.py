@@ -128,6 +128,17 @@ def test_recipients_are_counted_as_they_were_taken_and_a_message_may_go_in_parts
         assert [len(message.rcpts) for message in hop.messages] == [2, 3]
 
 
+def test_the_rest_of_a_message_follows_what_became_of_its_first_part() -> None:
+    async def use(office: Office) -> None:
+        report = await office.deliver(*(f"{n}@far.example" for n in range(3)))
+        assert hop_names(report) == ["other"] * 3
+
+    with MisbehavingHop({"MAIL": "530 5.7.0 sign in"}) as hop, MisbehavingHop() as other:
+        with_office(config(smart_host(hop, recipients_per_day_max=2), smart_host(other, "other")), use)
+        assert hop.verbs().count("MAIL") == 1, "one refusal is enough"
+        assert len(other.messages) == 1
+
+
 def test_what_was_refused_is_not_counted_and_what_is_in_doubt_is() -> None:
     async def use(office: Office) -> None:
         for expected in ("message permanent 554", "recipient permanent 550", "next_hop transient 421"):
@@ -254,6 +265,20 @@ def test_several_throttling_replies_of_one_moment_are_one() -> None:
         assert all(pace.throttled(busy) for _ in range(5))
         assert pace.connections == 4 and changes == [PACED]
         pace.close()
+
+    asyncio.run(run())
+
+
+def test_throttling_is_forgotten_though_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "THROTTLING_FORGOTTEN_SECONDS", 0.2)
+
+    async def run() -> None:
+        pace = Pacing("isp", (), 4, 0.05, lambda: None)
+        pace.throttled(Reply(450, "", "slow down"))
+        await until(lambda: pace.state.condition is OPEN)
+        assert pace.is_slowed and pace.connections == 2
+        await until(lambda: not pace.is_slowed)
+        assert pace.connections == 4
 
     asyncio.run(run())
 
