@@ -266,7 +266,7 @@ class Connection(SMTP):
         try:
             transport = await self._shake_hands(context, leading)
         except OSError as error:
-            words = getattr(error, "reason", None) or str(error)
+            words = getattr(error, "reason", None) or str(error) or "the client went away"
             advice = f"; {TOO_OLD}" if words in _TOO_OLD_REASONS else ""
             self.note_refusal(Refused(replies.NO_HANDSHAKE, f"TLS handshake: {words}{advice}"))
             raise GoodBye from None
