@@ -35,6 +35,7 @@ address = "127.0.0.1:{port}"
 [submission]
 networks = ["local"]
 sender_domains = ["office.example"]
+messages_per_hour_max = 0
 {submission}
 
 [[devices]]
