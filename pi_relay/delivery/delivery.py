@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pi_relay.config import Config, SmartHost
 from pi_relay.delivery.health import OPEN, Health
 from pi_relay.delivery.hop import Attempt, Hop
-from pi_relay.delivery.pacing import Pacing, limits_of
+from pi_relay.delivery.pacing import Pacing, limits_of, longest_gap_seconds
 from pi_relay.delivery.session import Resolve, Session, TlsContexts, open_session
 from pi_relay.delivery.signing import Signer
 from pi_relay.delivery.timeouts import Timeouts
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 CLOSE_SECONDS = 5.0
 IN_DOUBT_MAX = 1000
 DIRECT_CAPACITY = 4  # attempts at once at one domain
-GAP_MAX_SECONDS = 60.0  # between transactions with a next hop that asks for less
-GAP_SHARE = 0.5  # of the first retry delay: beyond it a pause is no worse than slowing down
 
 # Of several next hops that could not be used, the one is reported whose trouble is nearest to ours to mend.
 _TOLD_FIRST = {Scope.ACCOUNT: 2, Scope.NEXT_HOP: 1, Scope.MESSAGE: 0, Scope.RECIPIENT: 0}
@@ -91,14 +89,11 @@ class Delivery:
             host.name,
             limits_of(host, self._quotas),
             host.connections_max,
-            self._gap_max_seconds(self._config),
+            longest_gap_seconds(self._config.queue.retry_delays_seconds),
             lambda: self._on_hop_changed(host.name),
             monotonic=self._quotas.monotonic,
         )
         return Hop(host, health, pacing, self._open_session, self._timeouts, self._config, self._signer)
-
-    def _gap_max_seconds(self, config: Config) -> float:
-        return min(config.queue.retry_delays_seconds[0] * GAP_SHARE, GAP_MAX_SECONDS)
 
     def _make_direct(self) -> Direct | None:
         """Imported, like all that it needs, only where a route leads straight to the recipients' servers."""
@@ -243,7 +238,7 @@ class Delivery:
             hop = old.get(host.name)
             if hop is not None and hop.host == host and same_name:
                 hop.health.delays_seconds = config.queue.retry_delays_seconds
-                hop.pacing.gap_max_seconds = self._gap_max_seconds(config)
+                hop.pacing.gap_max_seconds = longest_gap_seconds(config.queue.retry_delays_seconds)
                 hop.config = config
                 self._hops[host.name] = old.pop(host.name)
             else:

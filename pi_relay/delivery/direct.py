@@ -28,7 +28,7 @@ from pi_relay.delivery.health import Health, Unjudged
 from pi_relay.delivery.hop import NO_REQUIRETLS, Attempt, Hop
 from pi_relay.delivery.mta_sts import Policies, Policy
 from pi_relay.delivery.mx import Exchanger, LookupFailed, Lookups
-from pi_relay.delivery.pacing import Pacing
+from pi_relay.delivery.pacing import Pacing, longest_gap_seconds
 from pi_relay.delivery.session import Address, Resolve, Session, SessionFailed
 from pi_relay.delivery.signing import Signer
 from pi_relay.delivery.timeouts import Timeouts
@@ -266,9 +266,8 @@ class Direct:
         host = SmartHost(
             name, name, self._port, tls="starttls" if secure else "may", connections_max=SESSIONS_PER_HOST_MAX
         )
-        pacing = Pacing(
-            name, (), SESSIONS_PER_HOST_MAX, self.config.queue.retry_delays_seconds[0] / 2, lambda: None
-        )
+        gap_max_seconds = longest_gap_seconds(self.config.queue.retry_delays_seconds)
+        pacing = Pacing(name, (), SESSIONS_PER_HOST_MAX, gap_max_seconds, lambda: None)
         return Hop(
             host,
             Unjudged(),

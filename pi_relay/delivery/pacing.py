@@ -29,6 +29,8 @@ from pi_relay.model import Failure, HopCondition, HopState, Reply, Scope
 from pi_relay.quotas import DAY, HOUR, MINUTE, Quotas, Window
 
 FIRST_GAP_SECONDS = 1.0
+GAP_MAX_SECONDS = 60.0
+GAP_SHARE = 0.5  # of the first retry delay: beyond it a pause is no worse than slowing down
 TAKEN_FOR_A_CONNECTION = 20  # messages, until one connection more is tried after throttling
 THROTTLING_FORGOTTEN_SECONDS = 300.0  # after the last of it, however little was sent since
 
@@ -70,6 +72,11 @@ def limits_of(host: SmartHost, quotas: Quotas) -> tuple[Limit, ...]:
     return tuple(limits)
 
 
+def longest_gap_seconds(retry_delays_seconds: Sequence[float]) -> float:
+    """Between transactions with a next hop that asks for less."""
+    return min(retry_delays_seconds[0] * GAP_SHARE, GAP_MAX_SECONDS)
+
+
 class Pacing:
     """One next hop's. ``on_changed`` is called after each change of ``state``.
 
@@ -105,6 +112,7 @@ class Pacing:
         self._timer: asyncio.TimerHandle | None = None
         self._forgetting: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._closed = False
         self._see()
 
     @property
@@ -132,11 +140,13 @@ class Pacing:
     # ── turns ────────────────────────────────────────────────────────────────────────────────────
 
     async def turn(self, recipients: int) -> Turn | None:
-        """Wait until a transaction for so many recipients may begin. None: the quota is spent.
+        """Wait until a transaction for so many recipients may begin.
 
-        The turn may be for fewer of them.
+        The turn may be for fewer of them. None: the quota is spent, or nobody minds this hop any more.
         """
         while self.state.condition is HopCondition.PACED:
+            if self._closed:
+                return None
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
@@ -212,6 +222,8 @@ class Pacing:
     def _forget_later(self) -> None:
         if self._forgetting is not None:
             self._forgetting.cancel()
+        if self._closed:
+            return
         loop = asyncio.get_running_loop()
         self._forgetting = loop.call_later(THROTTLING_FORGOTTEN_SECONDS, self.resume)
 
@@ -224,10 +236,13 @@ class Pacing:
             self._forgetting = None
 
     def close(self) -> None:
+        """Whoever waits here does so no longer."""
+        self._closed = True
         self._stop_waiting()
         if self._forgetting is not None:
             self._forgetting.cancel()
             self._forgetting = None
+        self._wake()
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -241,11 +256,14 @@ class Pacing:
         if not self._see():
             return
         self._say(before.condition, self.state.condition)
+        self._wake()
+        self._on_changed()
+
+    def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        self._on_changed()
 
     def _see(self) -> bool:
         """Look how things stand, and set the timer by it; whether anything has changed."""
@@ -255,7 +273,11 @@ class Pacing:
             return False
         self._stop_waiting()
         self.state = state
-        if state.condition is not HopCondition.OPEN and state.until_monotonic < float("inf"):
+        if (
+            state.condition is not HopCondition.OPEN
+            and state.until_monotonic < float("inf")
+            and not self._closed
+        ):
             self._timer = asyncio.get_running_loop().call_later(state.until_monotonic - now, self._on_time)
         return True
 

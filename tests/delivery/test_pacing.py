@@ -334,6 +334,18 @@ def test_what_is_under_way_counts_until_it_is_over() -> None:
     asyncio.run(run())
 
 
+def test_nobody_waits_for_a_hop_that_is_given_up() -> None:
+    async def run() -> None:
+        pace = Pacing("isp", (), 4, 8.0, lambda: None)
+        pace.throttled(Reply(450, "", "slow down"))
+        waiting = asyncio.create_task(pace.turn(1))
+        await asyncio.sleep(0)
+        pace.close()
+        assert await waiting is None and await pace.turn(1) is None
+
+    asyncio.run(run())
+
+
 def test_an_idle_hop_has_no_timer() -> None:
     async def run() -> None:
         limits = [Limit("messages_per_minute_max", 2, Window(MINUTE))]
