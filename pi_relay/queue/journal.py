@@ -254,9 +254,9 @@ class Journal:
             self._thread.join(timeout_seconds)
             if self._thread.is_alive():
                 return  # a hanging disk; the descriptor stays its
-        if self._fd >= 0:
-            self._disk.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._disk.close(fd)
 
     # -- the committer
 
