@@ -42,9 +42,10 @@ from pi_relay.model import (
 )
 from pi_relay.queue.store import CorruptMessage, Store
 from pi_relay.queue.waiting import Activity, Line, Moments, Park, Record, Via
-from pi_relay.routes import to_domain, via_for, ways_out
+from pi_relay.routes import domain_of, to_domain, via_for, ways_out
 
 ATTEMPTS_MAX = 100  # in flight, over all next hops
+DIRECT_SHARE = 0.6  # of them, at all domains together: they may all be slow, and smart hosts need room
 UNROUTED_ATTEMPTS_MAX = 4  # of messages that no route takes
 FATES_MAX = 64  # messages whose fate somebody may still ask for
 STILL_UNDELIVERABLE_SECONDS_MIN = 86_400.0  # after a start, whatever the clock says
@@ -116,6 +117,7 @@ class Manager:
         self._resume = resume
         self._clock = clock or Clock()
         self._attempts_max = attempts_max
+        self._direct_max = max(int(attempts_max * DIRECT_SHARE), 1)
 
         self._records: dict[str, Record] = {}
         self._lines: dict[Via, Line] = {}
@@ -131,6 +133,7 @@ class Manager:
 
         self._in_flight: dict[str, int] = {}
         self._in_flight_total = 0
+        self._in_flight_direct = 0
         self._probing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._chores: list[tuple[Record, bool]] = []  # to be settled without an attempt; True: only a warning
@@ -546,6 +549,8 @@ class Manager:
             condition = self._hop_state(name).condition
             if condition is HopCondition.PAUSED:
                 continue
+            if self._in_flight_direct >= self._direct_max and domain_of(name):
+                return None
             if condition is HopCondition.PACED:
                 if line.via != UNSORTED:
                     return None
@@ -564,10 +569,19 @@ class Manager:
         """Begin as many attempts by this way out as there is room for."""
         while not self._stopping and self._in_flight_total < self._attempts_max:
             hop = self._choose(line)
-            if hop is None or (record := line.pop()) is None:
+            if hop is None:
+                return
+            record = line.pop()
+            if record is None:
+                self._forget_line(line)
                 return
             self._occupy(hop)
             self._run(self._work(hop, line, record, self._begin(record, line.via)))
+
+    def _forget_line(self, line: Line) -> None:
+        """With direct delivery there is one for each domain. Another of the same way may have begun since."""
+        if len(self._lines) > LINES_KEPT_MAX and line.is_empty and self._lines.get(line.via) is line:
+            del self._lines[line.via]
 
     def _fill_all(self) -> None:
         for line in list(self._lines.values()):
@@ -575,12 +589,14 @@ class Manager:
 
     def _occupy(self, hop: str) -> None:
         self._in_flight_total += 1
+        self._in_flight_direct += bool(domain_of(hop))
         self._in_flight[hop] = self._in_flight.get(hop, 0) + 1
         if hop and self._hop_state(hop).condition is HopCondition.PROBING:
             self._probing.add(hop)
 
     def _vacate(self, hop: str) -> None:
         self._in_flight_total -= 1
+        self._in_flight_direct -= bool(domain_of(hop))
         left = self._in_flight[hop] - 1
         if left:
             self._in_flight[hop] = left
@@ -606,9 +622,8 @@ class Manager:
             line, record = following
             self._occupy(hop)
             activity = self._begin(record, line.via)
-        if line.is_empty and len(self._lines) > LINES_KEPT_MAX:
-            self._lines.pop(line.via, None)
-        if self._in_flight_total == self._attempts_max - 1:
+        self._forget_line(line)
+        if self._in_flight_total == self._attempts_max - 1 or self._in_flight_direct == self._direct_max - 1:
             self._fill_all()
 
     def _next_by(self, hop: str) -> tuple[Line, Record] | None:

@@ -12,7 +12,19 @@ import pytest
 
 from pi_relay.config import Config, Route
 from pi_relay.lifecycle import ReportKind, report_id
-from pi_relay.model import Envelope, Kind, QueueRefusal, Recipient, RecipientStatus, Reply, Scope
+from pi_relay.model import (
+    DeliveryReport,
+    Envelope,
+    Kind,
+    QueueRefusal,
+    Recipient,
+    RecipientStatus,
+    Reply,
+    Scope,
+    StoredMessage,
+    WayOut,
+)
+from pi_relay.queue.manager import ATTEMPTS_MAX, DIRECT_SHARE, LINES_KEPT_MAX
 from tests.support.clock import ManualClock
 from tests.support.next_hops import BAD_PASSWORD, DOWN, GREYLISTED, TAKEN, UNKNOWN, NextHops, Outcome
 from tests.support.queue_bench import QueueBench, office, opened
@@ -950,3 +962,106 @@ def test_a_test_message_by_one_smart_host_passes_the_routes_by(tmp_path: Path) -
         assert fate is not None and (fate.state, fate.next_hop) == ("relayed", "office")
 
     run(scenario, office(tmp_path))
+
+
+# ── straight to domains: each is a next hop of its own ───────────────────────────────────────────
+
+DIRECT = (Route(via=("isp",), recipients=("*@far.example",)), Route(via=("direct",)))
+
+
+def domains(count: int) -> list[str]:
+    return [f"direct:d{number}.example" for number in range(count)]
+
+
+def test_slow_domains_leave_room_for_smart_hosts(tmp_path: Path) -> None:
+    async def scenario(bench: QueueBench) -> None:
+        names = domains(ATTEMPTS_MAX)
+        for name in names:
+            bench.next_hops.block(name)
+        await bench.submit(*(f"a@{name.removeprefix('direct:')}" for name in names))
+        assert len(bench.next_hops.tried) == ATTEMPTS_MAX * DIRECT_SHARE
+        await bench.submit()
+        assert bench.next_hops.tried[-1][1] == "isp" and len(bench.store.entries) == 1
+        for name in names:
+            bench.next_hops.unblock(name)
+            await asyncio.sleep(0)
+        await bench.quiet()
+        assert not bench.store.entries
+
+    run(scenario, office(tmp_path, routes=DIRECT))
+
+
+def test_domains_that_are_probed_together_leave_room_too(tmp_path: Path) -> None:
+    async def scenario(bench: QueueBench) -> None:
+        names = domains(ATTEMPTS_MAX)
+        for name in names:
+            bench.next_hops.pause(name)
+        await bench.submit(*(f"a@{name.removeprefix('direct:')}" for name in names))
+        assert not bench.next_hops.tried
+        for name in names:
+            bench.next_hops.block(name)
+            bench.next_hops.probe(name)
+        await bench.until(lambda: bench.next_hops.blocked >= ATTEMPTS_MAX * DIRECT_SHARE)
+        assert len(bench.next_hops.tried) == ATTEMPTS_MAX * DIRECT_SHARE
+
+    run(scenario, office(tmp_path, routes=DIRECT))
+
+
+def test_lines_of_domains_are_forgotten(tmp_path: Path) -> None:
+    async def scenario(bench: QueueBench) -> None:
+        for name in domains(3 * LINES_KEPT_MAX):
+            await bench.submit(f"a@{name.removeprefix('direct:')}")
+        assert not bench.store.entries
+        assert len(bench.manager._lines) <= LINES_KEPT_MAX + 1
+
+    run(scenario, office(tmp_path, routes=DIRECT))
+
+
+def test_lines_of_domains_whose_mail_was_given_up_are_forgotten(tmp_path: Path) -> None:
+    async def scenario(bench: QueueBench) -> None:
+        names = domains(3 * LINES_KEPT_MAX)
+        for name in names:
+            bench.next_hops.pause(name)
+            await bench.submit(f"a@{name.removeprefix('direct:')}")
+        await bench.manager.delete(list(bench.store.entries))
+        for name in names:
+            bench.next_hops.probe(name)
+        await bench.quiet()
+        assert len(bench.manager._lines) <= LINES_KEPT_MAX + 1
+
+    run(scenario, office(tmp_path, routes=DIRECT))
+
+
+def test_a_line_that_began_anew_meanwhile_is_kept(tmp_path: Path) -> None:
+    """Two attempts at a domain: the first to end takes the empty line away; mail comes, in a pause; the other
+    one's end must leave it alone."""
+
+    async def scenario(bench: QueueBench) -> None:
+        for name in domains(LINES_KEPT_MAX + 8):  # so many that empty lines are not kept
+            bench.next_hops.pause(name)
+            await bench.submit(f"a@{name.removeprefix('direct:')}")
+        slow, via = "direct:slow.example", ("direct:slow.example",)
+        first_ends, second_ends = asyncio.Event(), asyncio.Event()
+        gates = [first_ends, second_ends]
+        deliver = bench.next_hops.deliver
+
+        async def gated(envelope: Envelope, way: WayOut, message: StoredMessage) -> DeliveryReport:
+            if gates:
+                await gates.pop(0).wait()
+            return await deliver(envelope, way, message)
+
+        bench.manager._deliver = gated
+        for to in ("a@slow.example", "b@slow.example"):
+            await bench.submit(to, settle=False)
+        await bench.until(lambda: not gates)
+        first_ends.set()
+        await bench.until(lambda: via not in bench.manager._lines)
+        bench.next_hops.pause(slow)
+        waiting = await bench.submit("c@slow.example", settle=False)
+        second_ends.set()
+        await bench.quiet()
+        bench.next_hops.open(slow)
+        await bench.quiet()
+        assert bench.next_hops.tries_of(waiting) == 1
+
+    run(scenario, office(tmp_path, routes=DIRECT))
