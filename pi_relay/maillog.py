@@ -1,7 +1,8 @@
 """The mail log: one function per mail event, and the only place that words it.
 
-A line is ``event key=value key=value ...``, queue id first where there is one. It goes to stderr (the
-journal adds its own time) and, with an RFC 3339 UTC time in front, to daily files that ``trace`` reads.
+A line is ``event key=value key=value ...``, queue id first where there is one. It goes to stderr, or, where
+that is systemd's journal, there as fields; and with an RFC 3339 UTC time in front to daily files, which
+``trace`` reads.
 
 Rules:
 - A client can never write a line: a value with a space, quote, backslash or anything unprintable is quoted
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     # `trace` reads logs with this module and must be quick: what only writers need is imported by them.
     from pi_relay.config import Log
+    from pi_relay.journald import Journald
     from pi_relay.model import Reply
 
 VALUE_SIZE_MAX = 2048  # characters of one value
@@ -419,6 +421,7 @@ class _Sink:
         self._retention_seconds = 0.0
         self._size_max_bytes = 0
         self._clock_is_right: Callable[[], bool] = lambda: True
+        self._journal: Journald | None = None
         self.stderr_only()
 
     def stderr_only(self) -> None:
@@ -436,6 +439,8 @@ class _Sink:
             self._size_max_bytes = log.size_max_bytes
             self._stderr = stderr
             self._clock_is_right = clock_is_right
+            if stderr and self._journal is None:
+                self._journal = _journal_behind_stderr()
 
     def write(self, lines: list[str]) -> None:
         with self._lock:
@@ -445,9 +450,17 @@ class _Sink:
                 self._to_file(self._directory, lines)
 
     def _to_stderr(self, lines: list[str]) -> None:
+        if self._journal is not None:
+            self._to_journal(self._journal, lines)
+            return
         # Whoever reads our stderr may be gone or slow: that is not the mail's trouble.
         with suppress(OSError):
             os.write(2, ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+
+    def _to_journal(self, journal: Journald, lines: list[str]) -> None:
+        from pi_relay.journald import entry
+
+        journal.send(entry(line, parse_line(line) or {"event": ""}) for line in lines)
 
     def _to_file(self, directory: Path, lines: list[str]) -> None:
         now = time.time()
@@ -511,6 +524,16 @@ class _Sink:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
+
+
+def _journal_behind_stderr() -> Journald | None:
+    from pi_relay.systemd import is_journal
+
+    if not is_journal(2):
+        return None
+    from pi_relay.journald import Journald
+
+    return Journald()
 
 
 def _file_name(day: str, part: int) -> str:
