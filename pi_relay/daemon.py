@@ -8,15 +8,15 @@ nothing is accepted that could not be kept. It must not decide anything about a 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
-import os
 import resource
 import signal
 import sys
 from pathlib import Path
 
-from pi_relay import __version__, maillog
-from pi_relay.config import Config, ConfigInvalid, Finding, check, in_words
+from pi_relay import __version__, last_good, maillog
+from pi_relay.config import Config, ConfigInvalid, Finding, Severity, check, in_words
 from pi_relay.control import SOCKET_NAME, ControlServer
 from pi_relay.delivery import Delivery
 from pi_relay.folders import runtime_directory, state_directory
@@ -25,9 +25,13 @@ from pi_relay.operations import Operations
 from pi_relay.queue.manager import Manager
 from pi_relay.queue.store import Store, StoreLocked
 from pi_relay.quotas import Quotas
+from pi_relay.restarts import Restarts
 from pi_relay.state import Clock
+from pi_relay.status import Restart, sentence
 from pi_relay.submission.certificates import CertificateError, Certificates
 from pi_relay.submission.server import ListenerError, Server
+from pi_relay.supervision import Supervision
+from pi_relay.systemd import ServiceManager, Sockets, runs_as_service
 
 STOP_GRACE_SECONDS = 10.0
 DAY_SECONDS = 86_400.0
@@ -38,9 +42,12 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION = 0, 1, 3
 class Relay:
     """The parts of a running relay."""
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: Config, clock: Clock, spoilt: str = "") -> None:
+        """``spoilt``: what is wrong with the file, where the last good one is served instead."""
         self.config = config
         self._clock = clock
+        self._spoilt = spoilt
+        self._reloading = asyncio.Lock()
         self._chores: asyncio.Task[None] | None = None
         queue = config.queue
         self.store = Store(
@@ -65,10 +72,19 @@ class Relay:
             capacity=self.delivery.capacity,
             resume=self.delivery.resume,
         )
+        service_manager = ServiceManager()
         self.server = Server(
-            config, begin=self.begin, tls_context=self.certificates.context, quotas=self.quotas
+            config,
+            begin=self.begin,
+            tls_context=self.certificates.context,
+            quotas=self.quotas,
+            sockets=Sockets(service_manager),
         )
         operations = Operations(self, reload=self.reload)
+        self._restarts = Restarts(state_directory())
+        self.supervision = Supervision(
+            service_manager, self._restarts, words=lambda: sentence(operations.observe())
+        )
         self.control = ControlServer(runtime_directory() / SOCKET_NAME, operations.handlers())
 
     def begin(self, declared_size_bytes: int | None, *, known_device: bool = True) -> IncomingMessage:
@@ -76,14 +92,19 @@ class Relay:
 
     def _hop_changed(self, name: str) -> None:
         self.manager.hop_changed(name)
+        self.supervision.changed()
 
     async def start(self) -> None:
         """Open everything, listeners last. Raises StoreLocked, ListenerError or OSError."""
-        await self.store.open()
+        with self.supervision.starting():
+            await self.store.open()
+        self.supervision.alone()
         await self.certificates.ensure()
         await self.control.start()
         self.manager.start()
         await self.server.start()
+        self._keep_good_file()
+        self.supervision.watch(self.store, self.manager, self.delivery, self.server)
         self._chores = asyncio.get_running_loop().create_task(self._do_daily_chores())
 
     async def _do_daily_chores(self) -> None:
@@ -111,9 +132,17 @@ class Relay:
 
     async def reload(self) -> list[Finding]:
         """Take the file as it is now; its warnings. ConfigInvalid: it has errors, and nothing has changed."""
-        config, findings = await asyncio.to_thread(check, self.config.path)
+        async with self._reloading:
+            with self.supervision.reloading():
+                return await self._reload()
+
+    async def _reload(self) -> list[Finding]:
+        path = self.config.path
+        config, findings = await asyncio.to_thread(check, path)
         if config is None:
-            raise ConfigInvalid(self.config.path, findings)
+            self._spoilt = in_brief(path, findings)
+            log_spoilt(path, findings)
+            raise ConfigInvalid(path, findings)
         await self.certificates.reconfigure(config)
         self.config = config
         queue = config.queue
@@ -124,16 +153,34 @@ class Relay:
         self.manager.reconfigure(config)
         await self.server.reconfigure(config)
         open_log(config, self._clock)
+        self._spoilt = ""
+        self._keep_good_file()
         return findings
+
+    def _keep_good_file(self) -> None:
+        """For a start at which the file is spoilt."""
+        if self._spoilt:
+            return
+        try:
+            last_good.keep(state_directory(), self.config.path)
+        except OSError as problem:
+            maillog.error(f"cannot keep a copy of {self.config.path}: {problem}")
+
+    def troubles(self) -> list[str]:
+        """What is wrong with the whole, in words."""
+        return [self._spoilt] if self._spoilt else []
+
+    def last_restart(self) -> Restart | None:
+        return self._restarts.last
 
     def clock_is_wrong(self) -> bool:
         return self._clock.is_wrong()
 
 
-async def _serve(config: Config, clock: Clock) -> int:
+async def _serve(config: Config, clock: Clock, spoilt: str) -> int:
     """Run until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
-    relay = Relay(config, clock)
+    relay = Relay(config, clock, spoilt)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -145,12 +192,13 @@ async def _serve(config: Config, clock: Clock) -> int:
         return EXIT_FAILED
     reloads = Reloads(relay)
     loop.add_signal_handler(signal.SIGHUP, reloads.request)
-    _notify("READY=1")
+    relay.supervision.ready()
     maillog.notice(f"pi-relay {__version__} is ready; messages in the queue: {len(relay.store.entries)}")
     await stopping.wait()
-    _notify("STOPPING=1")
+    relay.supervision.stopping()
     maillog.notice("stopping")
     await relay.stop()
+    relay.supervision.stopped()
     return EXIT_OK
 
 
@@ -172,28 +220,32 @@ class Reloads:
             self._again = False
             try:
                 await self._relay.reload()
-            except ConfigInvalid as invalid:
-                maillog.error("the file has errors; the last good configuration stays in force")
-                for finding in invalid.findings:
-                    maillog.error(in_words(invalid.path, finding))
+            except ConfigInvalid:
+                continue  # all has been said
             except (CertificateError, ListenerError) as problem:
                 maillog.error(f"not all of the new configuration could be put in force: {problem}")
             else:
                 maillog.notice("the configuration was read again")
 
 
-def _notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)), where it asked to be told."""
-    if "NOTIFY_SOCKET" in os.environ:
-        from sdnotify import SystemdNotifier
+def in_brief(path: Path, findings: list[Finding]) -> str:
+    """For `status`: the first of what is wrong with the file."""
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+    return f"the file has errors, the last good one is in force: {in_words(path, errors[0])}{more}"
 
-        SystemdNotifier().notify(message)
+
+def log_spoilt(path: Path, findings: list[Finding]) -> None:
+    maillog.error("the file has errors; the last good configuration stays in force")
+    for finding in findings:
+        maillog.error(in_words(path, finding))
 
 
 def _allow_files() -> None:
     """As many open files as we may have: the soft limit is for users of select(2), which we are not."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:  # our unit sets them alike, and lets nobody change them
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def open_log(config: Config, clock: Clock) -> None:
@@ -205,8 +257,12 @@ def open_log(config: Config, clock: Clock) -> None:
 def run(path: Path) -> int:
     """`pi-relay serve`: the exit code. 3: the file has errors; 1: something else keeps it from starting."""
     config, findings = check(path)
-    for finding in findings:
-        print(in_words(path, finding), file=sys.stderr)
+    spoilt = ""
+    if config is None and (config := _last_good(path)) is not None:
+        spoilt = in_brief(path, findings)
+    else:
+        for finding in findings:
+            print(in_words(path, finding), file=sys.stderr)
     if config is None:
         return EXIT_BAD_CONFIGURATION
     try:
@@ -217,11 +273,22 @@ def run(path: Path) -> int:
     except OSError as problem:
         print(f"pi-relay: {problem}", file=sys.stderr)
         return EXIT_FAILED
+    if spoilt:
+        log_spoilt(path, findings)
+    # A watchdog's SIGABRT, or a crash, leaves in the journal where each thread was.
+    faulthandler.enable()
     # What is imported by now lives as long as we do: the collector need not look at it again.
     gc.collect()
     gc.freeze()
     try:
-        return asyncio.run(_serve(config, clock))
+        return asyncio.run(_serve(config, clock, spoilt))
     finally:
         clock.note()
         maillog.close_log()
+
+
+def _last_good(path: Path) -> Config | None:
+    """A service serves rather what was good before than nothing; on a terminal somebody reads the errors."""
+    if not runs_as_service():
+        return None
+    return last_good.load(state_directory(), path)[0]

@@ -18,13 +18,13 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pi_relay import __version__, patterns, routes
+from pi_relay import __version__, memory, patterns, routes
 from pi_relay.config import ConfigInvalid, machine
 from pi_relay.config.exposure import exposures
 from pi_relay.control import ControlError, Handler, message_document, reply_document
 from pi_relay.model import Envelope, FileSpan, QueueRefusal, Recipient, StoredMessage
 from pi_relay.queue.store import CorruptMessage
-from pi_relay.status import Observation, QueueStatus, document, timestamp
+from pi_relay.status import Observation, QueueStatus, Restart, document, timestamp
 from pi_relay.submission.certificates import CertificateError
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class Relay(Protocol):
     def begin(self, declared_size_bytes: int | None) -> IncomingMessage: ...
 
     def clock_is_wrong(self) -> bool: ...
+
+    def troubles(self) -> list[str]: ...
+
+    def last_restart(self) -> Restart | None: ...
 
 
 class Operations:
@@ -89,7 +93,7 @@ class Operations:
         return {"version": __version__, "pid": os.getpid()}
 
     async def status(self, _: dict[str, Any]) -> object:
-        return document(self._observe())
+        return document(self.observe())
 
     async def reload(self, _: dict[str, Any]) -> object:
         try:
@@ -103,7 +107,7 @@ class Operations:
             ) from invalid
         return {"warnings": [asdict(finding) for finding in findings]}
 
-    def _observe(self) -> Observation:
+    def observe(self) -> Observation:
         relay, now = self._relay, time.time()
         usage, seen = relay.store.usage(), relay.server.stats()
         config = relay.config
@@ -111,7 +115,7 @@ class Operations:
             version=__version__,
             pid=os.getpid(),
             uptime_seconds=int(time.monotonic() - self._started_at),
-            rss_bytes=_rss_bytes(),
+            rss_bytes=memory.rss_bytes(),
             listening=seen.listening,
             clock_wrong=relay.clock_is_wrong(),
             connections=seen.connections,
@@ -125,12 +129,18 @@ class Operations:
                 size_max_bytes=config.queue.size_max_bytes,
                 free_bytes=usage.free_bytes,
                 free_space_min_bytes=config.queue.free_space_min_bytes,
-                broken=usage.broken,
+                broken=usage.broken or relay.store.slow_disk(),
             ),
             totals={"accepted": seen.accepted, **relay.manager.totals(), "refused": seen.refused},
             smart_hosts=relay.delivery.hops(),
             devices=seen.devices,
-            troubles=[*relay.certificates.troubles(), *relay.server.troubles(), *_exposed(config)],
+            troubles=[
+                *relay.troubles(),
+                *relay.certificates.troubles(),
+                *relay.server.troubles(),
+                *_exposed(config),
+            ],
+            last_restart=relay.last_restart(),
         )
 
     # ── the queue ────────────────────────────────────────────────────────────────────────────────
@@ -376,9 +386,3 @@ def _ways_out(config: Config) -> set[str]:
     """What --via may name: every smart host, and "direct" where a route leads there."""
     names = {name for route in config.routes for name in route.via}
     return names | {host.name for host in config.smart_hosts}
-
-
-def _rss_bytes() -> int:
-    """Resident memory (proc(5), statm's second figure, in pages)."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

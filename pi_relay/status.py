@@ -51,6 +51,14 @@ class QueueStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """A start that nobody had asked for."""
+
+    at: float  # seconds since the epoch: when the relay was up again
+    reason: str  # how the run before had ended, in words
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """All that health is judged by, at one moment."""
 
@@ -67,6 +75,7 @@ class Observation:
     smart_hosts: Sequence[HopStatus]
     devices: Sequence[DeviceStatus]
     troubles: Sequence[str] = ()  # what else an admin should know of, in words
+    last_restart: Restart | None = None
 
 
 def timestamp(at: float | None) -> str | None:
@@ -164,4 +173,16 @@ def document(seen: Observation) -> dict[str, object]:
         ],
         "disk": {"free_bytes": queue.free_bytes},
         "memory": {"rss_bytes": seen.rss_bytes},
+        "last_restart": seen.last_restart
+        and {"at": timestamp(seen.last_restart.at), "reason": seen.last_restart.reason},
     }
+
+
+def sentence(seen: Observation) -> str:
+    """The line of `systemctl status`."""
+    waiting = f"{seen.queue.messages} message(s) in the queue"
+    if failing := failing_reasons(seen):
+        return f"In trouble: {'; '.join(failing)}. {waiting}."
+    if degraded := degraded_reasons(seen):
+        return f"Works, but: {'; '.join(degraded)}. {waiting}."
+    return f"All is well, {waiting}."

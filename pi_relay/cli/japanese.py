@@ -95,6 +95,8 @@ TEXTS = {
     "{size} free": "空き {size}",
     "Memory": "メモリ",
     "Clock": "時計",
+    "Restart": "再起動",
+    "{ago}, unasked: {reason}": "{ago}、意図しない再起動: {reason}",
     "SMART HOST": "スマートホスト",
     "LAST SUCCESS": "最後の成功",
     "LAST ERROR": "最後の誤り",

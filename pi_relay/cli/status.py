@@ -77,8 +77,13 @@ def _facts(seen: dict[str, Any]) -> list[tuple[str, str]]:
         pid=seen["pid"],
         uptime=duration_text(seen["uptime_seconds"]),
     )
+    restarted = []
+    if last := seen.get("last_restart"):
+        words = t("{ago}, unasked: {reason}", ago=ago(last["at"]), reason=printable(last["reason"]))
+        restarted = [(t("Restart"), words)]
     return [
         (t("Relay"), process),
+        *restarted,
         (t("Queue"), waiting),
         (t("Totals"), counted),
         (t("Disk"), t("{size} free", size=size_text(seen["disk"]["free_bytes"]))),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +81,21 @@ def load(path: Path) -> Config:
     return config
 
 
-def check(path: Path, *, not_yet: Collection[str] = NOT_YET) -> tuple[Config | None, list[Finding]]:
+def check(
+    path: Path, *, content: Path | None = None, not_yet: Collection[str] = NOT_YET
+) -> tuple[Config | None, list[Finding]]:
     """The configuration, None where there is any error, and all findings in the order of the file.
 
-    ``not_yet``: the keys to refuse as not available, in the form of schema.NOT_YET.
+    ``content``: a copy to be read in the place of ``path``, from whose folder relative paths count all the
+    same. ``not_yet``: the keys to refuse as not available, in the form of schema.NOT_YET.
     """
     try:
-        config, report = _read(path, not_yet)
+        config, report = _read(path, not_yet, content)
     except _Unreadable as unreadable:
         return None, [unreadable.finding]
+    judged = config if content is None else replace(config, path=content)
     for rule in RULES:
-        rule(config, report)
+        rule(judged, report)
     findings = report.findings()
     is_good = all(finding.severity is Severity.WARNING for finding in findings)
     return (config if is_good else None), findings
@@ -104,8 +109,8 @@ def despite_errors(path: Path) -> Config | None:
         return None
 
 
-def _read(path: Path, not_yet: Collection[str]) -> tuple[Config, Report]:
-    text = _text(path)
+def _read(path: Path, not_yet: Collection[str], content: Path | None = None) -> tuple[Config, Report]:
+    text = _text(content or path)
     document = _document(text)
     report = Report(text, document)
     return read(document, path.absolute(), report, not_yet), report

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pi_relay.config import Config, SmartHost
+from pi_relay.delivery.deadlines import Deadlines
 from pi_relay.delivery.health import OPEN, Health
 from pi_relay.delivery.hop import Attempt, Hop
 from pi_relay.delivery.pacing import Pacing, limits_of, longest_gap_seconds
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 CLOSE_SECONDS = 5.0
 IN_DOUBT_MAX = 1000
 DIRECT_CAPACITY = 4  # attempts at once at one domain
+DELIVERY_SECONDS_MAX = 6 * 3600.0  # with all the waiting for others: each step of its own has minutes
 
 # Of several next hops that could not be used, the one is reported whose trouble is nearest to ours to mend.
 _TOLD_FIRST = {Scope.ACCOUNT: 2, Scope.NEXT_HOP: 1, Scope.MESSAGE: 0, Scope.RECIPIENT: 0}
@@ -78,6 +80,7 @@ class Delivery:
         self._state_directory = state_directory
         self._direct_port = direct_port
         self._clock_is_wrong = clock_is_wrong
+        self._deadlines = Deadlines()
         self._in_doubt: OrderedDict[tuple[str, int], str] = OrderedDict()  # (queue id, position): hop
         self._hops = {host.name: self._make_hop(host) for host in config.smart_hosts}
         self._direct = self._make_direct()
@@ -93,7 +96,16 @@ class Delivery:
             lambda: self._on_hop_changed(host.name),
             monotonic=self._quotas.monotonic,
         )
-        return Hop(host, health, pacing, self._open_session, self._timeouts, self._config, self._signer)
+        return Hop(
+            host,
+            health,
+            pacing,
+            self._open_session,
+            self._timeouts,
+            self._config,
+            self._signer,
+            self._deadlines,
+        )
 
     def _make_direct(self) -> Direct | None:
         """Imported, like all that it needs, only where a route leads straight to the recipients' servers."""
@@ -120,16 +132,22 @@ class Delivery:
             on_changed=self._on_hop_changed,
             timeouts=self._timeouts,
             signer=self._signer,
+            deadlines=self._deadlines,
             port=self._direct_port,
         )
 
     async def _open_session(self, host: SmartHost, resolve: Resolve | None = None) -> Session:
-        return await open_session(host, self._config, self._contexts, self._timeouts, resolve)
+        with self._deadlines.step(f"connecting to {host.name}", self._timeouts.transaction):
+            return await open_session(host, self._config, self._contexts, self._timeouts, resolve)
 
     # ── delivering ───────────────────────────────────────────────────────────────────────────────
 
     async def deliver(self, envelope: Envelope, way: WayOut, message: StoredMessage) -> DeliveryReport:
         """Try the way's next hops in turn: a result for each of its positions."""
+        with self._deadlines.step(f"a delivery by {', '.join(way.via)}", DELIVERY_SECONDS_MAX):
+            return await self._deliver(envelope, way, message)
+
+    async def _deliver(self, envelope: Envelope, way: WayOut, message: StoredMessage) -> DeliveryReport:
         results: Results = {}
         handed_on: set[int] = set()
         positions = way.positions
@@ -216,6 +234,10 @@ class Delivery:
                 self._hops[name].resume()
             elif direct is not None:
                 direct.resume(name)
+
+    def stuck(self) -> str:
+        """Which step of a delivery is past its deadline, in words; "" while none is."""
+        return self._deadlines.missed()
 
     def hops(self) -> list[HopStatus]:
         """Of every smart host; of direct delivery as a whole, and of the domains that are in trouble."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from pi_relay import maillog
 from pi_relay.config import Config, SmartHost
+from pi_relay.delivery.deadlines import Deadlines
 from pi_relay.delivery.health import Health, Unjudged
 from pi_relay.delivery.hop import NO_REQUIRETLS, Attempt, Hop
 from pi_relay.delivery.mta_sts import Policies, Policy
@@ -70,6 +71,7 @@ class Direct:
         on_changed: Callable[[str], None],
         timeouts: Timeouts,
         signer: Signer,
+        deadlines: Deadlines | None = None,
         port: int = SMTP_PORT,
     ) -> None:
         self.config = config
@@ -79,6 +81,7 @@ class Direct:
         self._on_changed = on_changed
         self._timeouts = timeouts
         self._signer = signer
+        self._deadlines = deadlines or Deadlines()
         self._port = port
         self._domains: OrderedDict[str, Domain] = OrderedDict()  # by the next hop's name, the last used last
         self._hosts: OrderedDict[tuple[str, bool], Hop] = OrderedDict()  # name, whether TLS is demanded
@@ -276,6 +279,7 @@ class Direct:
             self._timeouts,
             self.config,
             self._signer,
+            self._deadlines,
             is_exchanger=True,
         )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from pi_relay import maillog
 from pi_relay.config import Config, SmartHost, Wrong, a_labels
+from pi_relay.delivery.deadlines import Deadlines
 from pi_relay.delivery.health import Health, Unjudged
 from pi_relay.delivery.outgoing import Outgoing, derive, guises
 from pi_relay.delivery.pacing import OPEN, Pacing
@@ -85,6 +86,7 @@ class Hop:
         timeouts: Timeouts,
         config: Config,
         signer: Signer,
+        deadlines: Deadlines,
         *,
         is_exchanger: bool = False,
     ) -> None:
@@ -99,6 +101,7 @@ class Hop:
         )
         self._timeouts = timeouts
         self._signer = signer
+        self._deadlines = deadlines
 
     @property
     def state(self) -> HopState:
@@ -183,13 +186,16 @@ class Hop:
                     if unfit is not None:
                         attempt.pass_over([*waiting, *later], unfit, onward=unfit is not NO_8BITMIME)
                         return
-                    outcome = await transact(
-                        session.wire,
-                        self._transaction(envelope, waiting, paths, outgoing, extensions, smtputf8),
-                        extensions,
-                        self._timeouts,
-                        reset=session.left_open,
-                    )
+                    transaction = self._transaction(envelope, waiting, paths, outgoing, extensions, smtputf8)
+                    seconds = self._timeouts.transaction_for(transaction.size_bytes)
+                    with self._deadlines.step(f"a transaction with {self.host.name}", seconds):
+                        outcome = await transact(
+                            session.wire,
+                            transaction,
+                            extensions,
+                            self._timeouts,
+                            reset=session.left_open,
+                        )
                     session.left_open = outcome.left_open
                     session.messages += 1
                     turn.taken = _taken(outcome)

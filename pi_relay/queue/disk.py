@@ -5,13 +5,19 @@ so that the crash tests can cut the power at each of them. Rules: a call either 
 OSError (short writes are carried on); nothing is retried after an error, for a second fsync may report
 success for pages that the kernel has dropped. It must not know messages, envelopes or the loop.
 
+It also knows since when a call has been waiting for the device, so that a slow disk can be told from a thread
+that is stuck.
+
 Reading goes past this module: it changes nothing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -45,6 +51,27 @@ class SyncError(OSError):
 class Disk:
     """The real one. All methods block; errors are OSError."""
 
+    def __init__(self) -> None:
+        self._waiting_since: dict[int, float] = {}  # by thread: in a call that may wait for the device
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        thread = threading.get_ident()
+        self._waiting_since[thread] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._waiting_since[thread]
+
+    def is_waiting(self, thread: int | None) -> bool:
+        """Whether this thread is in a call that the device has not answered yet."""
+        return thread in self._waiting_since
+
+    def waiting_seconds(self) -> float:
+        """For how long the device has not answered, in the call that has waited longest."""
+        since = min(list(self._waiting_since.values()), default=None)
+        return 0.0 if since is None else time.monotonic() - since
+
     def make_directory(self, path: Path) -> None:
         """Make a folder of mode 0700 in one that is there."""
         path.mkdir(DIRECTORY_MODE)
@@ -60,17 +87,20 @@ class Disk:
         os.close(fd)
 
     def allocate(self, fd: int, size_bytes: int) -> None:
-        os.posix_fallocate(fd, 0, size_bytes)
+        with self._waiting():
+            os.posix_fallocate(fd, 0, size_bytes)
 
     def write(self, fd: int, data: bytes) -> None:
-        written = os.write(fd, data)
-        while written < len(data):
-            written += os.write(fd, memoryview(data)[written:])
+        with self._waiting():
+            written = os.write(fd, data)
+            while written < len(data):
+                written += os.write(fd, memoryview(data)[written:])
 
     def pwrite(self, fd: int, data: bytes, offset_bytes: int) -> None:
-        written = os.pwrite(fd, data, offset_bytes)
-        while written < len(data):
-            written += os.pwrite(fd, memoryview(data)[written:], offset_bytes + written)
+        with self._waiting():
+            written = os.pwrite(fd, data, offset_bytes)
+            while written < len(data):
+                written += os.pwrite(fd, memoryview(data)[written:], offset_bytes + written)
 
     def start_writing(self, fd: int) -> None:
         """Let the device begin with a file's dirty pages. A hint only: it makes nothing durable."""
@@ -87,7 +117,8 @@ class Disk:
     def fdatasync(self, fd: int) -> None:
         """Make a file's content durable. Raises SyncError."""
         try:
-            os.fdatasync(fd)
+            with self._waiting():
+                os.fdatasync(fd)
         except OSError as error:
             raise SyncError(error.errno, error.strerror) from error
 
@@ -104,6 +135,7 @@ class Disk:
     def sync_directory(self, directory_fd: int) -> None:
         """Make a folder's names durable. Raises SyncError."""
         try:
-            os.fsync(directory_fd)
+            with self._waiting():
+                os.fsync(directory_fd)
         except OSError as error:
             raise SyncError(error.errno, error.strerror) from error

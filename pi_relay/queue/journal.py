@@ -22,6 +22,7 @@ It must not know the loop, the files, nor what a message is for.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import struct
 import threading
@@ -150,6 +151,8 @@ class Journal:
         self._lock = threading.Lock()  # over the two below, which loop and committer share
         self._live: dict[int, int] = {}  # sequence: live messages; in order
         self._done: list[tuple[int, str]] = []  # (sequence of the record, id) not written yet
+        self._appended = self._answered = 0  # records; the loop's count and the committer's
+        self._moved_at = 0.0  # when the committer last did something, or got something to do
 
     # -- opening
 
@@ -211,6 +214,9 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Have a record written; ``on_batch`` tells when it is durable, or why it is not."""
+        if self._appended == self._answered:
+            self._moved_at = time.monotonic()
+        self._appended += 1
         self._queue.put(record)
 
     def forget(self, record: Record) -> None:
@@ -237,6 +243,18 @@ class Journal:
     def crowded(self) -> bool:
         """Over half full: the oldest messages should leave."""
         return self._used_bytes() * 2 > self._size_bytes
+
+    def stuck_seconds(self) -> float:
+        """For how long the committer has done nothing about records that wait, although no disk keeps it
+        waiting; infinite where it has ended."""
+        thread = self._thread
+        if thread is None or self._closing:
+            return 0.0
+        if not thread.is_alive():
+            return math.inf
+        if self._appended == self._answered or self._disk.is_waiting(thread.ident):
+            return 0.0
+        return time.monotonic() - self._moved_at
 
     def read(self, record: Record) -> tuple[bytes, bytes]:
         """A record's encoded envelope and its message. Raises Damaged, or OSError."""
@@ -265,6 +283,7 @@ class Journal:
         stuck = False
         while not (self._closing and not backlog and self._queue.empty()):
             self._gather(backlog, wait=(stuck or not backlog) and not self._closing)
+            self._moved_at = time.monotonic()
             if self._broken is not None:
                 self._refuse(backlog, len(backlog), self._broken)
                 continue
@@ -311,7 +330,11 @@ class Journal:
 
     def _refuse(self, backlog: deque[Record], count: int, error: OSError) -> None:
         if count:
-            self._on_batch([backlog.popleft() for _ in range(count)], error)
+            self._answer([backlog.popleft() for _ in range(count)], error)
+
+    def _answer(self, records: list[Record], error: OSError | None) -> None:
+        self._answered += len(records)
+        self._on_batch(records, error)
 
     @property
     def _reserve_bytes(self) -> int:
@@ -378,7 +401,7 @@ class Journal:
                 self._broken = error
             with self._lock:
                 self._live.pop(sequence, None)
-            self._on_batch(records, error)
+            self._answer(records, error)
             return False
         self._batches.append(Batch(sequence, offset_bytes, len(data)))
         while self._batches[0].sequence < low:
@@ -392,7 +415,7 @@ class Journal:
             for record in records:
                 record.sequence = sequence
                 record.offset_bytes += offset_bytes
-            self._on_batch(records, None)
+            self._answer(records, None)
         return True
 
 

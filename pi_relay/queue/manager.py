@@ -56,6 +56,7 @@ PARKS_KEPT_MAX = 256
 UNSORTED: Via = ("",)  # the line of messages whose ways out have not been looked up yet
 NOWHERE = ""  # the "next hop" of messages that no route takes
 
+LATE_SECONDS_MAX = 30.0  # of the timer, before something must be wrong with us
 TICK_SECONDS = 0.001  # what a timer may come too early
 
 PASSED_OVER = Reply(451, "4.4.1", "the next hop is paused")
@@ -299,6 +300,21 @@ class Manager:
             ends = [state.until_monotonic for state in states if state.condition is HopCondition.PAUSED]
             return self._clock.wall() + min(ends) - self._clock.monotonic() if ends else None
         return entry.next_attempt_at if entry is not None and not entry.held else None
+
+    def stuck(self) -> str:
+        """Why mail does not move although it could, in words; "" while it does."""
+        if self._stopping:
+            return ""
+        first = min(self._moments(), default=None)
+        late_seconds = 0.0 if first is None else self._clock.monotonic() - first
+        if late_seconds > LATE_SECONDS_MAX:
+            return f"what is due is {late_seconds:.0f} s late"
+        if self._in_flight_total < self._attempts_max and any(map(self._could_go, self._lines.values())):
+            return "messages that are due are not tried although there is room"
+        return ""
+
+    def _could_go(self, line: Line) -> bool:
+        return next(iter(line), None) is not None and self._choose(line) is not None
 
     def totals(self) -> dict[str, int]:
         """Messages (not our own reports) since the start: relayed; failed for somebody; deferred times."""

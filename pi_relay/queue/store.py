@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import math
 import os
 import time
 import zlib
@@ -53,6 +54,8 @@ KEPT_OVERHEAD_BYTES = 1024  # of an envelope in memory
 MOVE_AFTER_SECONDS = 3.0
 TICK_SECONDS = 1.0  # while anything is in the journal or waits for the disk
 CLOSE_SECONDS = 10.0
+DISK_PATIENCE_SECONDS = 30.0  # for one answer of the disk; beyond it nothing is accepted
+COMMIT_PATIENCE_SECONDS = 30.0  # for the committer, which waits at most ROOM_WAIT_SECONDS of its own will
 WRITERS = 4
 READERS = 2
 READ_GROUP_MAX = 32
@@ -229,12 +232,14 @@ class Store:
     # -- accept (law 1)
 
     def begin(self, declared_size_bytes: int | None, *, known_device: bool = True) -> Incoming:
-        """Reserve space for a message and give it its id. Raises QueueRefusal (452 full, 451 broken).
+        """Reserve space for a message and give it its id. Raises QueueRefusal (452 full, 451 broken or slow).
 
         ``known_device``: others have to leave it some room.
         """
         if self.broken or self._closing:
             raise self.refusal(None)
+        if self.disk.waiting_seconds() > DISK_PATIENCE_SECONDS:
+            raise QueueRefusal(Reply(451, "4.3.0", "The queue's disk does not answer, try again later"))
         reserved_bytes = UNDECLARED_BYTES if declared_size_bytes is None else declared_size_bytes
         if not self.space.reserve(reserved_bytes, known_device=known_device):
             raise self.full()
@@ -691,6 +696,22 @@ class Store:
             reserved_bytes=self.space.reserved_bytes,
             broken=self.broken,
         )
+
+    def stuck(self) -> str:
+        """Why nothing becomes durable although the disk is not at fault, in words; "" while all is well."""
+        seconds = 0.0 if self.broken else self._journal.stuck_seconds()
+        if math.isinf(seconds):
+            return "the thread that commits messages has ended"
+        if seconds > COMMIT_PATIENCE_SECONDS:
+            return f"messages have been waiting to be committed for {seconds:.0f} s"
+        return ""
+
+    def slow_disk(self) -> str:
+        """That the disk does not answer, in words; "" while it does. No restart would help."""
+        seconds = self.disk.waiting_seconds()
+        if seconds <= DISK_PATIENCE_SECONDS:
+            return ""
+        return f"it has not answered for {seconds:.0f} s"
 
     def reconfigure(self, *, size_max_bytes: int, free_space_min_bytes: int) -> None:
         self.space.size_max_bytes = size_max_bytes

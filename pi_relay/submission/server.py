@@ -27,6 +27,7 @@ from pi_relay.submission.neighbours import read_neighbours
 from pi_relay.submission.policy import Policy
 from pi_relay.submission.ports import owner_of_port
 from pi_relay.submission.session import Begin, Service, Session, Terms
+from pi_relay.systemd import Sockets
 
 # A crowd waits in the kernel (as far as net.core.somaxconn lets it), and is taken in by handfuls. One number
 # for both, as asyncio has it, would lose connections, or hold up the loop and run out of files.
@@ -70,6 +71,11 @@ class _Bound:
     def listening(self) -> bool:
         return any(server.is_serving() for server in self.servers)
 
+    @property
+    def deaf(self) -> bool:
+        """Whether one of its sockets is not listened on any more."""
+        return not self.servers or not all(server.is_serving() for server in self.servers)
+
     def close(self) -> None:
         for server in self.servers:
             server.close()
@@ -82,7 +88,8 @@ class Server:
 
     ``begin``: opens a place in the queue, or raises QueueRefusal. ``tls_context``: the context for the next
     handshake, given whether it is with a ``legacy`` device; None, or an exception: no TLS now.
-    ``now``: seconds since the epoch. ``quotas``: where clients are counted; None: in memory.
+    ``now``: seconds since the epoch. ``quotas``: where clients are counted; None: in memory. ``sockets``:
+    those that outlive this process; None: none.
     """
 
     def __init__(
@@ -94,7 +101,9 @@ class Server:
         now: Callable[[], float] = time.time,
         authenticator: Authenticator | None = None,
         quotas: Quotas | None = None,
+        sockets: Sockets | None = None,
     ) -> None:
+        self._sockets = sockets or Sockets()
         self._service = Service(
             config=config,
             policy=Policy(config),
@@ -170,6 +179,13 @@ class Server:
         """Whether any listener is open."""
         return any(bound.listening for bound in self._bound.values())
 
+    def stuck(self) -> str:
+        """Which listener does not serve, in words; "" while all do."""
+        deaf = [f"{host}:{port}" for (host, port), bound in self._bound.items() if bound.deaf]
+        if deaf or not self._bound:
+            return f"not served: {', '.join(deaf) or 'no listener at all'}"
+        return ""
+
     def addresses(self) -> list[tuple[str, int]]:
         """Host and port of every bound socket, in the order of the configuration."""
         return [sock.getsockname()[:2] for bound in self._bound.values() for sock in bound.sockets]
@@ -182,18 +198,29 @@ class Server:
         try:
             for key, listener in wanted.items():
                 if key not in self._bound:
-                    new[key] = _Bound(_bind(listener))
+                    new[key] = _Bound(_bind(listener, self._sockets))
         except ListenerError:
             for bound in new.values():
                 bound.close()
             raise
         for key in self._bound.keys() - wanted.keys():
-            self._bound.pop(key).close()
+            self._close_for_good(self._bound.pop(key))
         self._bound = {key: self._bound.get(key) or new[key] for key in wanted}
         for key, listener in wanted.items():
             self._bound[key].terms = Terms(config, listener)
         for bound in new.values():
             await self._serve(bound)
+            for sock in bound.sockets:
+                self._sockets.keep(sock)
+        for address in self._sockets.close_the_rest():
+            maillog.alert(
+                reason=f"systemd holds {address} open by a socket unit, and the file has no such listener"
+            )
+
+    def _close_for_good(self, bound: _Bound) -> None:
+        for sock in bound.sockets:
+            self._sockets.forget(sock)
+        bound.close()
 
     async def _serve(self, bound: _Bound) -> None:
         loop = asyncio.get_running_loop()
@@ -256,12 +283,12 @@ async def _ended(sessions: list[Session], seconds: float) -> None:
 # ── binding ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _bind(listener: Listener) -> list[socket.socket]:
+def _bind(listener: Listener, handed_over: Sockets) -> list[socket.socket]:
     hosts = [listener.host] if listener.host else ["::", "0.0.0.0"]
     sockets: list[socket.socket] = []
     for host in hosts:
         try:
-            sockets.append(_bound_socket(host, listener.port))
+            sockets.append(handed_over.take(host, listener.port) or _bound_socket(host, listener.port))
         except OSError as error:
             without_ipv6 = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
             if not listener.host and host == "::" and without_ipv6:

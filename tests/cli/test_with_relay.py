@@ -134,6 +134,7 @@ def test_a_message_leaves_its_trail(office: Office) -> None:
         "devices",
         "disk",
         "memory",
+        "last_restart",
     }
     assert status["pid"] == relay.pid
     assert office.pi_relay("status").returncode == 0

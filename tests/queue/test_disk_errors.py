@@ -97,6 +97,7 @@ class FailingDisk(Disk):
     """The named call fails once, when told to; afterwards the disk says again that all is well."""
 
     def __init__(self, call: str, error: OSError) -> None:
+        super().__init__()
         self._error = error
         self.armed = False
         self.calls_after = 0

@@ -221,6 +221,7 @@ class FailingDisk(Disk):
     """Syncs fail once told to, then say again that all is well, as kernels do."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.fails_once = False
         self.writes = 0
 

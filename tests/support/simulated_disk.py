@@ -33,6 +33,7 @@ class Unsynced(Enum):
 
 class LoggedDisk(Disk):
     def __init__(self, root: Path) -> None:
+        super().__init__()
         self.root = root
         self.log: list[tuple[Any, ...]] = []
         self._lock = threading.Lock()
@@ -214,6 +215,7 @@ class CuttingDisk(Disk):
     """Works for so many calls; from then on the power is gone. ``on_cut`` is called once, in any thread."""
 
     def __init__(self, calls: int, on_cut: Callable[[], None]) -> None:
+        super().__init__()
         self.calls_left = calls
         self.is_cut = False
         self._on_cut = on_cut
