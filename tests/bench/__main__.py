@@ -159,8 +159,11 @@ our own number.
   by what its parent was told when waiting for it. PSS and RSS are sums over the family, from `smaps_rollup`;
   the largest RSS is sampled every 50 ms, and is at least the main process's own high-water mark.
 - An office's rules: pi-relay alone, the load with connections kept without any and then with domains that may
-  be claimed, a default sender and devices.
+  be claimed, a default sender, hourly limits and 20 devices.
 - Signed (DKIM): pi-relay alone, the same load without a key and then with an RSA key of 2048 bits.
+- Crowd, attacks: pi-relay alone; the clients are those of `tests/support/attacks.py`, in a process of their
+  own on the same machine. For the crowd `connections_max` is raised to 1,200; in the attacks it is 100, the
+  smart host is dead, and of 30 messages of a known device the slowest counts.
 - Outage: nobody listens on the smart host's port while the mail comes in; after 15 s the CPU of the next 60 s
   is noted, then the relay is restarted (until READY and 220), the sink started, and everything tried at once
   (`pi-relay queue retry --all`, `postqueue -f`); the drain counts from the first arrival.

@@ -11,6 +11,7 @@ from enum import Enum
 from tests.bench import work
 from tests.bench.systems import Contestant
 from tests.bench.work import Measurements, Scale
+from tests.support.attacks import ATTACKS
 
 
 class Against(Enum):
@@ -105,6 +106,21 @@ ROWS = (
             Figure("idle_pss_mb", "idle PSS, MB", Against.ITSELF, 30, 24),
             Figure("peak_rss_mb", "largest RSS, MB", Against.ITSELF, 64, 40),
         ),
+    ),
+    Row(
+        "crowd",
+        "1,000 idle connections, in clear",
+        work.crowd,
+        (Figure("pss_mb", "PSS, MB", Against.ITSELF, 60, 40),),
+        alone=True,
+    ),
+    Row(
+        "attacks",
+        "a device's message during an attack",
+        work.attacks,
+        tuple(Figure(f"{name}_ms", f"{name}: slowest, ms", Against.ITSELF, 1000, 100) for name in ATTACKS),
+        rounds=lambda scale: scale.outage_rounds,
+        alone=True,
     ),
     Row(
         "outage",

@@ -54,6 +54,7 @@ class Contestant:
     postfix: bool
     signs: bool = False
     judges: bool = False  # who may send as whom
+    connections_max: int = 400
 
     def system(self, directory: Path, smart_host_port: int, storage: Path | None = None) -> System:
         """One instance; ``storage``: where everything durable goes, if not to the machine's own disk."""
@@ -67,12 +68,13 @@ class Contestant:
             directory,
             smart_host_port=smart_host_port,
             state_directory=storage and storage / "state",
+            connections_max=self.connections_max,
             submission_extra=_POLICY if self.judges else "",
             queue_extra=_signing(directory) if self.signs else "",
         )
 
 
-# An office's rules, which smtp-source's mail passes.
+# An office's rules, which smtp-source's mail passes, and its 20 devices.
 _POLICY = """\
 sender_domains = ["*.office.example", "office.example"]
 default_sender = "relay@office.example"
@@ -88,7 +90,21 @@ recipients_per_hour_max = 1000000
 name = "camera"
 address = "192.168.1.24"
 sender = "Camera <camera@office.example>"
+""" + "".join(
+    f"""
+[[devices]]
+name = "copier-{number}"
+{key}
+recipients = ["*@office.example", "*@branch.example"]
 """
+    for number, key in enumerate(
+        (
+            *(f'address = "192.168.1.{last}"' for last in range(101, 117)),
+            'address = "192.168.2.0/24"',
+            'mac = "00:1b:a9:12:34:56"',
+        )
+    )
+)
 
 
 def _signing(directory: Path) -> str:
@@ -103,5 +119,7 @@ def _signing(directory: Path) -> str:
 PI_RELAY = Contestant("pi-relay", postfix=False)
 PI_RELAY_SIGNING = Contestant("pi-relay signing", postfix=False, signs=True)
 PI_RELAY_JUDGING = Contestant("pi-relay judging", postfix=False, judges=True)
+PI_RELAY_ATTACKED = Contestant("pi-relay attacked", postfix=False, judges=True, connections_max=100)
+PI_RELAY_CROWDED = Contestant("pi-relay crowded", postfix=False, connections_max=1200)
 POSTFIX = Contestant("Postfix", postfix=True)
 POSTFIX_AGAIN = Contestant("Postfix again", postfix=True)

@@ -14,7 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.systems import PI_RELAY_JUDGING, PI_RELAY_SIGNING, Contestant, System
+from tests.bench.systems import (
+    PI_RELAY_ATTACKED,
+    PI_RELAY_CROWDED,
+    PI_RELAY_JUDGING,
+    PI_RELAY_SIGNING,
+    Contestant,
+    System,
+)
+from tests.support.attacks import ATTACKS, Attack
 from tests.support.processes import cpu_seconds, free_port, memory_bytes
 from tests.support.sdcard import Costs, SdCard
 from tests.support.sinks import SmtpSink, smtp_source
@@ -22,6 +30,7 @@ from tests.support.sinks import SmtpSink, smtp_source
 MB = 1_000_000
 SMALL_BYTES = 2048
 LARGE_BYTES = 25 * MB
+IDLE_CONNECTIONS = 1000
 CARD_BYTES = 1 << 30
 COMMIT_INTERVAL_SECONDS = 5  # ext4's: what a message left behind in memory has reached the disk after it
 
@@ -42,9 +51,10 @@ class Scale:
     idle_seconds: float = 60
     card_relayed: int = 2000
     card_accepted: int = 60
+    attacked: int = 30
 
 
-QUICK = Scale(1, 1, 300, 20, 4, 300, 3, 3, 200, 10)
+QUICK = Scale(1, 1, 300, 20, 4, 300, 3, 3, 200, 10, 5)
 
 
 def relay(contestant: Contestant, scale: Scale) -> Measurements:
@@ -96,6 +106,36 @@ def memory(contestant: Contestant, _: Scale) -> Measurements:
         with _peak_rss(system.pid) as peak:
             _load(system, sink, messages=20, sessions=20, size_bytes=LARGE_BYTES)
         return {"idle_pss_mb": idle / MB, "peak_rss_mb": peak[0] / MB}
+
+
+def crowd(_: Contestant, __: Scale) -> Measurements:
+    """1,000 connections that are let in and say nothing."""
+    with _folder() as folder, _running(PI_RELAY_CROWDED, folder, free_port()) as system:
+        with Attack("crowd", system.port, clients=IDLE_CONNECTIONS) as attack:
+            time.sleep(4)
+            pss = memory_bytes(system.pid, "Pss")
+        if attack.heard != {"220": IDLE_CONNECTIONS}:
+            raise RuntimeError(f"{IDLE_CONNECTIONS} connections heard {dict(attack.heard)}")
+        return {"pss_mb": pss / MB}
+
+
+def attacks(_: Contestant, scale: Scale) -> Measurements:
+    """Of every attack: the slowest of a device's messages meanwhile, from connecting to the 250, in ms."""
+    return {f"{name}_ms": _attacked(name, scale) for name in ATTACKS}
+
+
+def _attacked(name: str, scale: Scale) -> float:
+    content = b"Subject: a page\r\n\r\nx\r\n.\r\n"
+    seconds = []
+    with (
+        _folder() as folder,
+        _running(PI_RELAY_ATTACKED, folder, free_port()) as system,
+        Attack(name, system.port),
+    ):
+        for _ in range(scale.attacked):
+            seconds.append(_submit(system.port, content))
+            time.sleep(0.2)
+    return max(seconds) * 1000
 
 
 def outage(contestant: Contestant, scale: Scale) -> Measurements:

@@ -29,7 +29,7 @@ address = "127.0.0.1:{port}"
 [submission]
 networks = ["local"]
 message_size_max = "64 MB"
-connections_max = 400
+connections_max = {connections_max}
 connections_per_client_max = 400
 messages_per_hour_max = 0
 {submission_extra}
@@ -62,6 +62,7 @@ class Relay:
         state_directory: Path | None = None,
         smart_host_tls: str = "off",
         smart_host_extra: str = "",
+        connections_max: int = 400,
         submission_extra: str = "",
         queue_extra: str = "",
         configuration: str | None = None,
@@ -79,6 +80,7 @@ class Relay:
                 smart_host_port=smart_host_port,
                 smart_host_tls=smart_host_tls,
                 smart_host_extra=smart_host_extra,
+                connections_max=connections_max,
                 submission_extra=submission_extra,
                 queue_extra=queue_extra,
             )
