@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 START_MORE_SECONDS = 30  # what is asked for at a time while a start takes long
 SOCKET_NAME_PREFIX = "listener-"
@@ -123,17 +123,19 @@ class Sockets:
         """It is about to be closed for good."""
         self._manager.forget_socket(_name_of(sock))
 
-    def close_the_rest(self) -> list[str]:
-        """Those that nobody took. Returns the addresses that a unit of the admin's still holds open."""
-        held = []
-        for (host, port), (name, sock) in self._handed.items():
+    def let_go(self, wanted: Collection[tuple[str, int]]) -> tuple[bool, list[str]]:
+        """Close those that nobody will take. Whether any of them was one that we had systemd keep: it closes
+        that in its own time; and the addresses that a unit of the admin's still holds open."""
+        ours, held = False, []
+        for host, port in self._handed.keys() - set(wanted):
+            name, sock = self._handed.pop((host, port))
             sock.close()
             if name.startswith(SOCKET_NAME_PREFIX):
+                ours = True
                 self._manager.forget_socket(name)
             else:
                 held.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        self._handed.clear()
-        return held
+        return ours, sorted(held)
 
 
 def _name_of(sock: socket.socket) -> str:

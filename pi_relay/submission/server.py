@@ -34,6 +34,8 @@ from pi_relay.systemd import Sockets
 BACKLOG = 4096
 ACCEPTED_AT_ONCE = 16
 SWEEP_SECONDS_MAX = 5.0
+LET_GO_SECONDS = 5.0  # for systemd to close a socket that it kept for us
+LET_GO_TURN_SECONDS = 0.02
 FILES_PER_CONNECTION = 2  # its socket, and a large message that comes over it
 OTHER_FILES = 96  # handfuls just accepted, queue, log, sessions with next hops
 
@@ -194,11 +196,12 @@ class Server:
 
     async def _listen(self, config: Config) -> None:
         wanted = {(listener.host, listener.port): listener for listener in config.listeners}
+        patience_seconds = self._let_go(config)
         new: dict[tuple[str, int], _Bound] = {}
         try:
             for key, listener in wanted.items():
                 if key not in self._bound:
-                    new[key] = _Bound(_bind(listener, self._sockets))
+                    new[key] = _Bound(await _bind(listener, self._sockets, patience_seconds))
         except ListenerError:
             for bound in new.values():
                 bound.close()
@@ -212,10 +215,17 @@ class Server:
             await self._serve(bound)
             for sock in bound.sockets:
                 self._sockets.keep(sock)
-        for address in self._sockets.close_the_rest():
+
+    def _let_go(self, config: Config) -> float:
+        """Sockets from before a restart that the file has no more; first, for one of all addresses stands in
+        the way of one of a single address. How many seconds the others may have to wait for theirs."""
+        wanted = {(host, listener.port) for listener in config.listeners for host in _hosts(listener)}
+        ours, held = self._sockets.let_go(wanted)
+        for address in held:
             maillog.alert(
                 reason=f"systemd holds {address} open by a socket unit, and the file has no such listener"
             )
+        return LET_GO_SECONDS if ours else 0.0
 
     def _close_for_good(self, bound: _Bound) -> None:
         for sock in bound.sockets:
@@ -283,12 +293,18 @@ async def _ended(sessions: list[Session], seconds: float) -> None:
 # ── binding ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _bind(listener: Listener, handed_over: Sockets) -> list[socket.socket]:
-    hosts = [listener.host] if listener.host else ["::", "0.0.0.0"]
+def _hosts(listener: Listener) -> list[str]:
+    return [listener.host] if listener.host else ["::", "0.0.0.0"]
+
+
+async def _bind(listener: Listener, handed_over: Sockets, patience_seconds: float) -> list[socket.socket]:
     sockets: list[socket.socket] = []
-    for host in hosts:
+    for host in _hosts(listener):
         try:
-            sockets.append(handed_over.take(host, listener.port) or _bound_socket(host, listener.port))
+            sockets.append(
+                handed_over.take(host, listener.port)
+                or await _bound_when_free(host, listener.port, patience_seconds)
+            )
         except OSError as error:
             without_ipv6 = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
             if not listener.host and host == "::" and without_ipv6:
@@ -297,6 +313,17 @@ def _bind(listener: Listener, handed_over: Sockets) -> list[socket.socket]:
                 sock.close()
             raise _listener_error(host, listener.port, error) from None
     return sockets
+
+
+async def _bound_when_free(host: str, port: int, patience_seconds: float) -> socket.socket:
+    end = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return _bound_socket(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= end:
+                raise
+        await asyncio.sleep(LET_GO_TURN_SECONDS)
 
 
 def _bound_socket(host: str, port: int) -> socket.socket:

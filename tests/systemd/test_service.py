@@ -105,6 +105,17 @@ def test_a_listener_that_goes_is_closed_for_good(machine: Box) -> None:
     assert machine.show("pi-relay", "NFileDescriptorStore") == "1"
 
 
+def test_a_listener_of_all_addresses_may_become_one_of_a_single_address(machine: Box) -> None:
+    machine.configure(CONFIGURATION + '[[listeners]]\naddress = "127.0.0.1:25"\n')
+    machine.run("systemctl", "restart", "pi-relay")
+    assert machine.run(*GREETED, "25")
+    assert machine.show("pi-relay", "NRestarts") == "0", "at the first try"
+    machine.configure(CONFIGURATION)
+    machine.run("systemctl", "restart", "pi-relay")
+    assert machine.run(*GREETED, "587")
+    assert machine.show("pi-relay", "NRestarts") == "0"
+
+
 def test_a_secret_from_systemd(box: MakeBox) -> None:
     machine = box(
         configuration=CONFIGURATION.replace('tls = "off"', 'username = "u"\npassword_file = "isp.password"')

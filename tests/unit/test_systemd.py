@@ -77,9 +77,11 @@ import os, socket, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
 from pi_relay.systemd import Sockets
 sockets = Sockets()
-taken = sockets.take("127.0.0.1", int(sys.argv[1]))
-print(taken is not None and taken.getsockname()[1], sockets.take("127.0.0.1", int(sys.argv[1])),
-      sockets.close_the_rest(), "LISTEN_FDS" in os.environ, os.get_inheritable(3) if taken else "")
+address = ("127.0.0.1", int(sys.argv[1]))
+let_go = sockets.let_go({address})
+taken = sockets.take(*address)
+print(taken is not None and taken.getsockname()[1], sockets.take(*address), let_go,
+      "LISTEN_FDS" in os.environ, os.get_inheritable(3) if taken else "")
 """
 
 
@@ -106,7 +108,7 @@ def test_sockets_that_are_handed_over(notifications: socket.socket) -> None:
         ).stdout
         for fd in passed:
             os.close(fd)
-    assert answer == f"{port} None ['127.0.0.1:{foreign_port}'] False False\n"
+    assert answer == f"{port} None (True, ['127.0.0.1:{foreign_port}']) False False\n"
     assert notifications.recv(999) == b"FDSTOREREMOVE=1\nFDNAME=listener-b"
 
 
