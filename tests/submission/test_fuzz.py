@@ -3,7 +3,8 @@
 Held against each: every reply is well formed, nothing but replies is said, what is answered "queued" is in
 the queue once and as it was sent, what is not is not, what is kept can be handed on; and (by the room itself)
 no exception, no task, no place in the queue is left. The client is a legacy device, so that it may try AUTH
-without TLS; at TLS its bytes are no handshake.
+without TLS; at TLS its bytes are no handshake. Everyday the sessions are few; the long tests hold many more,
+and look at our memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,8 @@ from pi_relay.delivery.transaction import Extensions, commands
 from pi_relay.model import Envelope, StoredMessage
 from pi_relay.submission.auth import Authenticator
 from tests.support.submission_room import PASSWORD, PASSWORD_HASH, SUBMISSION, Client, Room, configuration
+
+GROWTH_MAX_BYTES = 24_000_000  # hypothesis remembers what it tried, in the same process
 
 START_TLS = b"220 2.0.0 start TLS\r\n"
 
@@ -142,10 +146,44 @@ def room(
             yield opened
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(PIECES, ENDS, st.lists(st.integers(0, 4000), max_size=6))
+def often(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+sessions = given(PIECES, ENDS, st.lists(st.integers(0, 4000), max_size=6))
+
+
+@often(300)
+@sessions
 @example([b"EHLO d\r\nMAIL FROM:<a@b>\r\nRCPT TO:<b@c>\r\nDATA\r\n."], b"\r\nQUIT\r\n", [])
 def test_a_session(room: Room, pieces: list[bytes], end: bytes, cuts: list[int]) -> None:
+    hold_a_session(room, pieces, end, cuts)
+
+
+@pytest.mark.slow
+def test_many_sessions_do_not_grow_us(room: Room) -> None:
+    process = psutil.Process()
+
+    def memory_bytes_after(examples: int) -> int:
+        @often(examples)
+        @sessions
+        def hold(pieces: list[bytes], end: bytes, cuts: list[int]) -> None:
+            hold_a_session(room, pieces, end, cuts)
+            room.queued.clear()
+
+        hold()
+        resident: int = process.memory_info().rss
+        return resident
+
+    warm_bytes = memory_bytes_after(1000)
+    assert memory_bytes_after(5000) - warm_bytes < GROWTH_MAX_BYTES
+
+
+def hold_a_session(room: Room, pieces: list[bytes], end: bytes, cuts: list[int]) -> None:
     said = b"\r\n".join(pieces) + end
     before = len(room.queued)
     with Client(room.port) as client:
@@ -199,7 +237,7 @@ def _parts(size: int, cuts: list[int]) -> Iterator[tuple[int, int]]:
 LINE = st.binary(max_size=40).map(lambda line: re.sub(rb"[\r\n\0]", b"?", line))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@often(150)
 @given(st.lists(LINE, max_size=20), st.lists(st.integers(0, 500), max_size=4))
 def test_what_is_accepted_is_what_is_queued(room: Room, lines: list[bytes], cuts: list[int]) -> None:
     """The body comes out octet by octet as it went in (and dot-stuffed, as it stays in the queue)."""
@@ -215,3 +253,70 @@ def test_what_is_accepted_is_what_is_queued(room: Room, lines: list[bytes], cuts
     assert content[envelope.header_size_bytes :] == stuffed
     assert content[: envelope.header_size_bytes].endswith(b"Subject: s\r\n\r\n")
     assert (envelope.body_type == "7BIT") == stuffed.isascii()
+
+
+# ── the header: exact but for what we say we touch ───────────────────────────────────────────────
+
+TOUCHED = {b"from", b"sender", b"reply-to", b"return-path"}
+ADDED = {b"date", b"message-id"}  # where they are missing
+NAMES = st.sampled_from(
+    b"From FROM Sender Reply-To Return-Path Date Message-ID Subject To Bcc Received Content-Type X-Odd x"
+    b" DKIM-Signature Resent-From".split()
+)
+PARTS = b"""<x@evil.example> a@office.example Boss "Boss, g:a@office.example; =?utf-8?q?B=F6ss?= =?x?b?GyRC?=
+    \xff " ( ) \\ , ; < > @ : [ . \xe3\x81\x82 multipart/signed""".split()
+WORDS = st.sampled_from([*PARTS, b" ", b"\r\n ", b"\r\n\t", b"x" * 300])
+TEXT = st.binary(max_size=12).map(lambda text: re.sub(rb"[\r\n\0]", b"?", text))
+VALUES = st.lists(st.one_of(WORDS, WORDS, TEXT), max_size=8).map(b"".join)
+FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=8)
+headers_at_random = given(FIELDS, st.sampled_from([b"a@office.example", b"x@evil.example", b""]))
+
+
+@often(150)
+@headers_at_random
+@example([(b"From", b"Boss <x@evil.example>"), (b"X-Odd", b"\r\n  a\r\n\tb ")], b"a@office.example")
+def test_the_header_stays_but_for_what_we_touch(
+    room: Room, fields: list[tuple[bytes, bytes]], sender: bytes
+) -> None:
+    keep_a_header(room, fields, sender)
+
+
+@pytest.mark.slow
+@often(5000)
+@headers_at_random
+def test_many_headers_stay_but_for_what_we_touch(
+    room: Room, fields: list[tuple[bytes, bytes]], sender: bytes
+) -> None:
+    keep_a_header(room, fields, sender)
+
+
+def keep_a_header(room: Room, fields: list[tuple[bytes, bytes]], sender: bytes) -> None:
+    body = b"..\r\nFrom: nobody\r\n"
+    before = len(room.queued)
+    with Client(room.port) as client:
+        client.greeted().ask(b"MAIL FROM:<%s>" % sender, "RCPT TO:<b@other.example>", "DATA")
+        client.send(b"".join(b"%s: %s\r\n" % field for field in fields) + b"\r\n" + body + b".\r\n")
+        code = client.reply()[:3]
+        assert client.ask("NOOP").startswith("250 ")
+    assert len(room.queued) - before == (code == "250")
+    if code != "250":
+        assert code in ("550", "554")
+        return
+    envelope, content = room.queued[before]
+    header = content[: envelope.header_size_bytes]
+    assert content[envelope.header_size_bytes :] == body
+    assert header.endswith(b"\r\n\r\n")
+    trace, *kept = re.split(rb"\r\n(?![ \t])", header[:-4])
+    assert trace.startswith(b"Received: from ")
+    came = [b"%s: %s" % field for field in fields]
+    ours = TOUCHED | (ADDED - {name_of(field) for field in came})
+    assert [field for field in kept if name_of(field) not in ours] == [
+        field for field in came if name_of(field) not in ours
+    ]
+    from_fields = sum(name_of(field) == b"from" for field in kept)
+    signed = b"dkim-signature" in map(name_of, came)  # then it is not mended
+    assert from_fields == 1 or (from_fields == 0 and (signed or room.config.submission is not RULES))
+
+
+def name_of(field: bytes) -> bytes:
+    return field.partition(b":")[0].lower()
