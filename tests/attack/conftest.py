@@ -15,12 +15,14 @@ from typing import Any
 import psutil
 import pytest
 
+from pi_relay.passwords import hash_password
 from tests.support import sinks
 from tests.support.processes import free_port, wait_until
 from tests.support.relay import Relay
 from tests.support.sinks import SmtpSink
 
 DEVICE = "127.0.0.2"
+PASSWORD = "correct horse"  # noqa: S105
 STRANGER = "127.0.0.3"
 PATIENCE_SECONDS = 10.0  # the figure is measured by the bench; here it only tells served from not served
 
@@ -41,6 +43,11 @@ messages_per_hour_max = 0
 [[devices]]
 name = "copier"
 address = "127.0.0.2"
+
+[[devices]]
+name = "scanner"
+username = "scanner"
+password_hash = "{password_hash}"
 
 [smart_hosts.office]
 host = "127.0.0.1"
@@ -71,7 +78,11 @@ class Office:
             port=self.port,
             state_directory=state_directory,
             configuration=_CONFIGURATION.format(
-                port=self.port, smart_host_port=self._sink.port, submission=submission, queue=queue
+                port=self.port,
+                smart_host_port=self._sink.port,
+                submission=submission,
+                queue=queue,
+                password_hash=hash_password(PASSWORD),
             ),
         )
         self._promised: set[str] = set()
@@ -95,6 +106,14 @@ class Office:
             return f"{code} {_text(text)}"
         self._promised.add(message_id)
         return "250 2.0.0"
+
+    def sign_in(self, source: str) -> None:
+        """As the device that has a password."""
+        with smtplib.SMTP(
+            "127.0.0.1", self.port, timeout=PATIENCE_SECONDS, source_address=(source, 0)
+        ) as connection:
+            connection.starttls()
+            connection.login("scanner", PASSWORD)
 
     def serves_the_device(self, times: int = 5) -> None:
         """Every message of the known device is accepted, at the first try and before long."""

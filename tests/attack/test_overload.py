@@ -47,6 +47,17 @@ def test_a_device_is_served_during_an_attack(name: str, open_office: OpenOffice)
 
 
 @pytest.mark.slow
+def test_a_device_signs_in_while_others_guess_its_password(open_office: OpenOffice) -> None:
+    office = open_office()
+    with Attack("guesses", office.port, clients=60) as attack:
+        for last in range(1, 6):
+            office.sign_in(f"127.0.9.{last}")
+    assert attack.heard["535 5.7.8"] >= 60
+    assert attack.refusals() <= GOOD_ORDER["guesses"]
+    assert attack.heard["235 2.7.0"] == 0
+
+
+@pytest.mark.slow
 def test_a_thousand_connections_that_are_allowed(open_office: OpenOffice) -> None:
     office = open_office(submission="connections_max = 1200")
     with Attack("crowd", office.port) as attack:

@@ -19,6 +19,11 @@ from tests.support.processes import free_port, wait_until
 from tests.support.submission_room import DEVICES, PASSWORD, SUBMISSION, Client, Room, configuration
 
 OpenRoom = Callable[..., Room]
+NESTED = [
+    line
+    for depth in range(2000)
+    for line in (b"--b%d" % depth, b"Content-Type: multipart/mixed; boundary=b%d" % (depth + 1), b"")
+]
 ENVELOPE = ("MAIL FROM:<a@office.example>", "RCPT TO:<b@other.example>", "DATA")
 
 
@@ -237,8 +242,10 @@ def test_fifty_one_received(open_room: OpenRoom) -> None:
         [b"From: " + b"(" * 50_000],
         [b"From: " + b'"\\"' * 20_000 + b"<a@office.example>"],
         [b"Content-Type: multipart/mixed; boundary=x", *[b"X:"] * 40_000],
+        [b"Content-Type: multipart/mixed; boundary=b0", b"", *NESTED],
+        [b"Received: from a by b; now"] * 110,
     ],
-    ids=["continuations", "parentheses", "quotes", "fields"],
+    ids=["continuations", "parentheses", "quotes", "fields", "nested", "received"],
 )
 def test_messages_built_to_be_slow_delay_nobody(header: list[bytes], open_room: OpenRoom) -> None:
     room = open_room()
@@ -250,7 +257,7 @@ def test_messages_built_to_be_slow_delay_nobody(header: list[bytes], open_room: 
         asked_at = time.monotonic()
         assert other.ask("NOOP").startswith("250 ")
         assert time.monotonic() - asked_at < 1.0
-        assert slow.reply()[:3] in ("250", "552")
+        assert slow.reply()[:3] in ("250", "552", "554")
 
 
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────

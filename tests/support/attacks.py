@@ -211,7 +211,7 @@ async def _guess(client: _Client) -> None:
     await client.writer.start_tls(context)
     await client.ask(b"EHLO guess")
     for number in itertools.count():
-        await client.ask(b"AUTH PLAIN " + base64.b64encode(b"\0copier\0guess%d" % number))
+        await client.ask(b"AUTH PLAIN " + base64.b64encode(b"\0scanner\0guess%d" % number))
 
 
 def _nested(depth: int) -> bytes:
