@@ -32,7 +32,7 @@ PACKAGES = (
 )
 MORE_PACKAGES = {
     "trixie": ("python3-aiosmtpd", "python3-aiosmtplib", "python3-dnspython"),
-    "bookworm": (),  # what it has is too old
+    "bookworm": ("python3-attr", "python3-public"),  # what it has of the others is too old
 }
 _WITHOUT = ("man", "locale", "doc", "info", "lintian")
 
