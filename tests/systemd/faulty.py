@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 
 sys.path.insert(0, "/usr/lib/pi-relay")
@@ -90,7 +91,14 @@ def closed_listener():
 
 
 def memory_leak():
-    leak.append(b"x" * 400_000_000)
+    threading.Thread(target=leak_in_small_pieces, daemon=True).start()
+
+
+def leak_in_small_pieces():
+    """A big one would keep the loop from its turn on a busy host: another fault."""
+    for _ in range(200):
+        leak.append(b"x" * 2_000_000)
+        time.sleep(0.002)
 
 
 def slow_disk():

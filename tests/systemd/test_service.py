@@ -116,6 +116,23 @@ def test_a_listener_of_all_addresses_may_become_one_of_a_single_address(machine:
     assert machine.show("pi-relay", "NRestarts") == "0"
 
 
+def test_an_idle_box_writes_nothing(box: MakeBox) -> None:
+    machine = box(fault="wedged_loop")  # for its impatient watchdog alone: a turn every second
+    pid = machine.relay_pid
+    machine.run("sleep", "3")
+    before = written_bytes(machine, pid)
+    machine.run("touch", "/run/now")
+    machine.run("sleep", "12")  # a status is put together at each tenth turn
+    assert written_bytes(machine, pid) == before
+    assert machine.run("find", "/var/lib/pi-relay", "-newer", "/run/now") == ""
+
+
+def written_bytes(machine: Box, pid: int) -> int:
+    """By write(2) and its like, whether to a disk or not (proc(5))."""
+    words = machine.run("cat", f"/proc/{pid}/io")
+    return int(dict(line.split(": ") for line in words.splitlines())["wchar"])
+
+
 def test_a_secret_from_systemd(box: MakeBox) -> None:
     machine = box(
         configuration=CONFIGURATION.replace('tls = "off"', 'username = "u"\npassword_file = "isp.password"')
