@@ -314,7 +314,9 @@ class Manager:
         return ""
 
     def _could_go(self, line: Line) -> bool:
-        return next(iter(line), None) is not None and self._choose(line) is not None
+        """While anything is under way by a next hop, its end moves on those that wait for the same one."""
+        hop = self._choose(line) if next(iter(line), None) is not None else None
+        return hop is not None and not self._in_flight.get(hop)
 
     def totals(self) -> dict[str, int]:
         """Messages (not our own reports) since the start: relayed; failed for somebody; deferred times."""

@@ -128,6 +128,7 @@ def play(tmp_path: Path, seed: int) -> None:
                 await adversary.act()
                 await bench.quiet()
                 assert_nothing_is_stranded(bench)
+                assert bench.manager.stuck() == ""
             await adversary.relent()
             await bench.advance(1000)
             assert not bench.store.entries

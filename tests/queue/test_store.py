@@ -658,3 +658,51 @@ def test_envelopes_survive_their_encoding() -> None:
     for data in (b"", b"[]", b"{}", b'{"format_version":2}', b'{"format_version":1}', b"\xff"):
         with pytest.raises(ValueError):
             decode(data)
+
+
+# ── what the watchdog asks ───────────────────────────────────────────────────────────────────────
+
+
+def test_a_committer_that_has_ended_is_told_from_a_disk_that_is_slow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class HangingDisk(Disk):
+        hangs = False
+
+        def fdatasync(self, fd: int) -> None:
+            with self._waiting():
+                while self.hangs:
+                    time.sleep(0.01)
+            super().fdatasync(fd)
+
+    monkeypatch.setattr("pi_relay.queue.store.DISK_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("pi_relay.queue.store.COMMIT_PATIENCE_SECONDS", 0.1)
+    disk = HangingDisk()
+
+    async def run(store: Store) -> None:
+        await submit(store, 300)
+        assert (store.stuck(), store.slow_disk()) == ("", "")
+        disk.hangs = True
+        committing = asyncio.create_task(submit(store, 300))
+        await asyncio.sleep(0.3)
+        assert store.stuck() == "", "the disk keeps it waiting"
+        assert store.slow_disk().startswith("it has not answered for")
+        with pytest.raises(QueueRefusal, match="451"):
+            store.begin(None)
+        disk.hangs = False
+        await committing
+        assert store.slow_disk() == ""
+
+        def end(*_: object, **__: object) -> None:
+            raise SystemExit
+
+        monkeypatch.setattr(store._journal, "_gather", end)
+        await submit(store, 300)  # the last that it sees to
+        thread = store._journal._thread
+        assert thread is not None
+        thread.join(10)
+        assert store.stuck() == "the thread that commits messages has ended"
+        monkeypatch.undo()
+        store._journal._thread = None
+
+    with_store(folder, run, disk)

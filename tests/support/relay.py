@@ -72,8 +72,8 @@ class Relay:
         self.state_directory = state_directory or directory / "state"
         self.queue_directory = self.state_directory / "queue"
         self.log = directory / "stderr.log"
-        self._file = directory / "pi-relay.toml"
-        self._file.write_text(
+        self.file = directory / "pi-relay.toml"
+        self.file.write_text(
             configuration
             or _CONFIGURATION.format(
                 port=self.port,
@@ -88,7 +88,7 @@ class Relay:
         runtime_directory = directory / "run"
         for folder in (self.state_directory, runtime_directory):
             folder.mkdir(mode=0o700, exist_ok=True)
-        self._environment = {
+        self.environment = {
             **os.environ,
             "STATE_DIRECTORY": str(self.state_directory),
             "RUNTIME_DIRECTORY": str(runtime_directory),
@@ -97,7 +97,7 @@ class Relay:
             "NO_COLOR": "1",
         }
         self._notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._notifications.bind(self._environment["NOTIFY_SOCKET"])
+        self._notifications.bind(self.environment["NOTIFY_SOCKET"])
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Relay:
@@ -111,8 +111,8 @@ class Relay:
         """Returns once it has told the service manager READY=1, and greets."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [PI_RELAY, "-c", self._file, "serve"],
-                env=self._environment,
+                [PI_RELAY, "-c", self.file, "serve"],
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -144,8 +144,8 @@ class Relay:
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """One ``pi-relay`` command against this relay; it must succeed."""
         result = subprocess.run(
-            [PI_RELAY, "-c", self._file, *arguments],
-            env=self._environment,
+            [PI_RELAY, "-c", self.file, *arguments],
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -166,6 +166,15 @@ class Relay:
             return b"READY=1" in self._notifications.recv(4096)
         except BlockingIOError:
             return False
+
+    def notifications(self) -> list[str]:
+        """What it has told the service manager since the last call."""
+        said = []
+        while True:
+            try:
+                said.append(self._notifications.recv(4096).decode())
+            except BlockingIOError:
+                return said
 
     def _greets(self) -> bool:
         return greeting(self.port).startswith(b"220")
