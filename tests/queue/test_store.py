@@ -663,6 +663,7 @@ def test_envelopes_survive_their_encoding() -> None:
 # ── what the watchdog asks ───────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_committer_that_has_ended_is_told_from_a_disk_that_is_slow(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

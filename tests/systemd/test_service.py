@@ -21,6 +21,9 @@ def machine(request: pytest.FixtureRequest, box: MakeBox) -> Box:
 def test_it_takes_mail_as_its_own_user_on_ports_below_1024(machine: Box) -> None:
     assert machine.is_ready()
     assert machine.status_line() == "All is well, 0 message(s) in the queue."
+    assert machine.run("systemd-analyze", "verify", "--man=no", "pi-relay.service") == "", (
+        "this systemd knows it all"
+    )
     new = machine.open_smart_host()
     assert len(machine.submit(3)) == 3
     wait_until(lambda: len(list(new.iterdir())) == 3, 20, "three messages at the smart host")
