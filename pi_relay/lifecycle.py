@@ -36,6 +36,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import accumulate
+from typing import TypeGuard
 
 from pi_relay.config import Config, Device, Queue
 from pi_relay.model import (
@@ -139,6 +140,7 @@ def is_throttling(failure: Failure) -> bool:
 
 
 LOOP = "4.4.6"  # the enhanced status of a way out that leads back to us (RFC 3463)
+LOOPED = "5.4.6"  # where that is for good
 
 
 def of_an_exchanger(failure: Failure, *, in_session: bool) -> Failure:
@@ -150,10 +152,19 @@ def of_an_exchanger(failure: Failure, *, in_session: bool) -> Failure:
     if failure.scope is not Scope.ACCOUNT:
         return failure
     if failure.reply.enhanced_status == LOOP:
-        return Failure(Scope.RECIPIENT, Reply(554, "5.4.6", failure.reply.text), True)
+        return Failure(Scope.RECIPIENT, Reply(554, LOOPED, failure.reply.text), True)
     if in_session:
         return Failure(Scope.RECIPIENT, failure.reply, failure.reply.code >= 500)
     return Failure(Scope.NEXT_HOP, failure.reply, False)
+
+
+def leads_back(outcome: Reply | Failure) -> TypeGuard[Failure]:
+    """Whether an MX host turned out to be ourselves (and did not just say so of itself)."""
+    return (
+        isinstance(outcome, Failure)
+        and outcome.reply.enhanced_status == LOOPED
+        and not outcome.reply.remote_mta
+    )
 
 
 def send_as_denied(failure: Failure) -> bool:

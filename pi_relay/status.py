@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from pi_relay.routes import domain_of
+
 GB = 1_000_000_000
+DOMAINS_NAMED_MAX = 5  # of direct delivery, in the reasons: the port may be blocked for all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,12 @@ def degraded_reasons(seen: Observation) -> list[str]:
     reasons = [
         f"smart host {hop.name} is paused: {hop.last_error}"
         for hop in seen.smart_hosts
-        if hop.state == "paused"
+        if hop.state == "paused" and not domain_of(hop.name)
     ]
+    domains = [hop for hop in seen.smart_hosts if domain_of(hop.name)]  # only those in trouble are told of
+    reasons += [f"{hop.name} is paused: {hop.last_error}" for hop in domains[:DOMAINS_NAMED_MAX]]
+    if len(domains) > DOMAINS_NAMED_MAX:
+        reasons.append(f"{len(domains) - DOMAINS_NAMED_MAX} more domains are paused")
     reasons += [f"smart host {hop.name} {in_words(hop)}" for hop in seen.smart_hosts if hop.is_slowed]
     if queue.corrupt:
         reasons.append(f"{queue.corrupt} damaged file(s) lie in the queue's folder corrupt/")

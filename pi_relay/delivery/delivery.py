@@ -273,7 +273,7 @@ class Delivery:
         if not same_direct:
             changed += await self._renew_direct(retired)
         elif self._direct is not None:
-            self._direct.config = config
+            self._direct.reconfigure(config)
         self._retired = [hop for hop in (*self._retired, *retired) if not hop.pool.is_empty]
         for name in changed:
             self._on_hop_changed(name)
@@ -283,7 +283,7 @@ class Delivery:
         old, self._direct = self._direct, self._make_direct()
         if old is None:
             return [DIRECT]
-        retired += old.hosts
+        retired += old.hops
         await old.close()
         return old.names()
 
@@ -291,7 +291,7 @@ class Delivery:
         """Take leave of every next hop; no attempt should be under way any more."""
         if self._direct is not None:
             await self._direct.close()
-            self._retired += self._direct.hosts
+            self._retired += self._direct.hops
         hops = (*self._hops.values(), *self._retired)
         for hop in hops:
             hop.health.close()

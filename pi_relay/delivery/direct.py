@@ -8,16 +8,19 @@ How a domain is tried
     - Sessions are kept by host, so that domains with the same MX host share them.
     - TLS: where it is offered, unverified, and in clear else; by an MTA-STS policy that is enforced, or for a
       message that demands it (REQUIRETLS), verified or not at all.
-    - Where we are among the MX hosts, those of the same or a higher preference number are not tried
-      (RFC 5321 5.1); where none is left, the mail would come back to us.
+    - Where we are among the MX hosts, by name or because one leads to a listener of ours, those of the same
+      or a higher preference number are not tried (RFC 5321 5.1); where none is left, the mail would come back
+      to us: it fails.
 
 Rules: what a reply means is lifecycle's to say. It must not know smart hosts, nor the queue.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -33,14 +36,24 @@ from pi_relay.delivery.pacing import Pacing, longest_gap_seconds
 from pi_relay.delivery.session import Address, Resolve, Session, SessionFailed
 from pi_relay.delivery.signing import Signer
 from pi_relay.delivery.timeouts import Timeouts
-from pi_relay.lifecycle import Stage, connection_failure
-from pi_relay.model import Envelope, Failure, HopState, NextHop, Reply, Scope, StoredMessage
+from pi_relay.lifecycle import LOOPED, Stage, connection_failure, leads_back
+from pi_relay.model import (
+    Envelope,
+    Failure,
+    HopCondition,
+    HopState,
+    NextHop,
+    Reply,
+    Scope,
+    StoredMessage,
+)
 from pi_relay.routes import DIRECT
 from pi_relay.status import HopStatus
 
 SMTP_PORT = 25
 SESSIONS_PER_HOST_MAX = 4
 EXCHANGERS_TRIED_MAX = 10  # in one attempt
+TRYING_SECONDS_MAX = 300.0  # after that none is begun with
 DOMAINS_MAX = 1000
 HOSTS_MAX = 200
 TROUBLED_SHOWN_MAX = 50
@@ -56,6 +69,29 @@ class Domain:
     name: str
     health: Health
     attempts: int = 0  # under way
+
+    @property
+    def is_waited_for(self) -> bool:
+        """In trouble, and mail waits: where it does, the end of a pause is followed by an attempt."""
+        paused = self.health.state.condition is HopCondition.PAUSED
+        return paused or (self.health.trouble is not None and self.attempts > 0)
+
+
+@dataclass(slots=True)
+class Host:
+    """An MX host, whichever domains it serves."""
+
+    hop: Hop
+    attempts: int = 0  # under way
+
+    async def carry(
+        self, attempt: Attempt, envelope: Envelope, positions: Sequence[int], message: StoredMessage
+    ) -> None:
+        self.attempts += 1
+        try:
+            await self.hop.carry(attempt, envelope, positions, message)
+        finally:
+            self.attempts -= 1
 
 
 class Direct:
@@ -84,7 +120,7 @@ class Direct:
         self._deadlines = deadlines or Deadlines()
         self._port = port
         self._domains: OrderedDict[str, Domain] = OrderedDict()  # by the next hop's name, the last used last
-        self._hosts: OrderedDict[tuple[str, bool], Hop] = OrderedDict()  # name, whether TLS is demanded
+        self._hosts: OrderedDict[tuple[str, bool], Host] = OrderedDict()  # name, whether TLS is demanded
         self._in_doubt: OrderedDict[tuple[str, int], str] = OrderedDict()  # (queue id, position): MX host
         self._last_success_at: float | None = None
 
@@ -102,11 +138,9 @@ class Direct:
         return list(self._domains)
 
     def status(self) -> list[HopStatus]:
-        """Of the whole, and of every domain in trouble."""
-        known = [domain.health.status() for domain in self._domains.values()]
-        successes = [each.last_success_at for each in known if each.last_success_at is not None]
-        last = max(successes, default=None)
-        troubled = [each for each in known if each.state == "paused"]
+        """Of the whole, and of the domains in trouble, those used last."""
+        last = self._last_success_at
+        troubled = [each.health.status() for each in reversed(self._domains.values()) if each.is_waited_for]
         return [HopStatus(DIRECT, "unknown" if last is None else "ok", last), *troubled[:TROUBLED_SHOWN_MAX]]
 
     # ── an attempt ───────────────────────────────────────────────────────────────────────────────
@@ -134,7 +168,8 @@ class Direct:
             known.attempts -= 1
         if trouble is not None:
             attempt.pass_over(positions, trouble)
-        return attempt, told_by
+        no_host = NextHop(name, domain, self._port, "may")
+        return attempt, {position: told_by.get(position, no_host) for position in attempt.outcomes}
 
     async def _try(
         self,
@@ -154,19 +189,25 @@ class Direct:
             self._judge(known, attempt)
             return
         waiting: Sequence[int] = positions
+        now = asyncio.get_running_loop().time
+        last_begin = now() + TRYING_SECONDS_MAX
         for exchanger in self._to_try(envelope, positions, exchangers):
             inner = Attempt()
             host = exchanger.host
             refusal = self._refusal(host, policy, envelope)
-            hop = self._host(host, secure=_demands_tls(policy, envelope))
+            secure = _demands_tls(policy, envelope)
             if refusal is not None:
                 inner.pass_over(waiting, refusal)
             else:
-                await hop.carry(inner, envelope, waiting, message)
-            next_hop = NextHop(host, host, self._port, hop.host.tls, tls_used=inner.tls)
+                await self._host(host, secure=secure).carry(inner, envelope, waiting, message)
+            back = next((each for each in inner.outcomes.values() if leads_back(each)), None)
+            if back is not None:
+                attempt.pass_over(waiting, back, onward=False)  # but who may yet pass by another host waits
+                break
+            next_hop = NextHop(host, host, self._port, _tls_policy(secure), tls_used=inner.tls)
             self._take_over(attempt, told_by, inner, next_hop, envelope.queue_id)
             waiting = [each for each in waiting if _may_go_on(inner, each)]
-            if not waiting:
+            if not waiting or now() > last_begin:
                 break
         self._judge(known, attempt)
 
@@ -187,7 +228,7 @@ class Direct:
         left = [each for each in exchangers if not ours or each.preference < min(ours)]
         if not left:
             text = f"mail for {domain} would come back to this relay, which is its mail server by the DNS"
-            raise LookupFailed(Failure(Scope.RECIPIENT, Reply(554, "5.4.6", text), permanent=True))
+            raise LookupFailed(Failure(Scope.RECIPIENT, Reply(554, LOOPED, text), permanent=True))
         return left
 
     def _refusal(self, host: str, policy: Policy | None, envelope: Envelope) -> Failure | None:
@@ -197,7 +238,7 @@ class Direct:
             if policy.mode == "enforce":
                 return connection_failure(Stage.TLS, words)
             maillog.notice(f"{words} (it is only being tested)")
-        if envelope.requiretls and (policy is None or policy.mode == "none"):
+        if envelope.requiretls and (policy is None or policy.mode == "none" or not policy.allows(host)):
             return NO_REQUIRETLS  # nothing says that the MX host is the right one (RFC 8689 4.2.1)
         return None
 
@@ -218,7 +259,8 @@ class Direct:
                 attempt.onward.add(position)
             elif not onward:
                 attempt.onward.discard(position)
-            self._in_doubt.pop((queue_id, position), None)
+            if not onward:  # it has been asked, and said something
+                self._in_doubt.pop((queue_id, position), None)
         for position in inner.in_doubt:
             self._in_doubt[queue_id, position] = next_hop.host
         while len(self._in_doubt) > DOMAINS_MAX:
@@ -229,6 +271,8 @@ class Direct:
     def _judge(self, known: Domain, attempt: Attempt) -> None:
         """The domain is in trouble where no host of it had anything to say of the mail."""
         failures = [each for each in attempt.outcomes.values() if isinstance(each, Failure)]
+        if len(failures) < len(attempt.outcomes):
+            self._last_success_at = time.time()
         troubles = [each for each in failures if each.scope is Scope.NEXT_HOP]
         if troubles and len(troubles) == len(attempt.outcomes):
             known.health.failed(troubles[0])
@@ -241,33 +285,34 @@ class Direct:
         known = self._domains.get(name)
         if known is None:
             delays = self.config.queue.retry_delays_seconds
-            known = self._domains[name] = Domain(name, Health(name, delays, self._on_changed))
             self._forget_domains()
+            known = self._domains[name] = Domain(name, Health(name, delays, self._on_changed))
         self._domains.move_to_end(name)
         return known
 
     def _forget_domains(self) -> None:
-        """Those that are well and unused: nothing is lost with them."""
-        if len(self._domains) <= DOMAINS_MAX:
+        """Those that nobody needs now: nothing is lost with them."""
+        if len(self._domains) < DOMAINS_MAX:
             return
         for name, known in list(self._domains.items()):
-            if known.health.trouble is None and not known.attempts:
+            if not (known.is_waited_for or known.attempts):
+                known.health.close()
                 del self._domains[name]
-                if len(self._domains) <= DOMAINS_MAX:
+                if len(self._domains) < DOMAINS_MAX:
                     return
 
-    def _host(self, host: str, *, secure: bool) -> Hop:
-        key = host, secure
-        hop = self._hosts.get(key)
-        if hop is None:
-            hop = self._hosts[key] = self._make_host(host, secure=secure)
+    def _host(self, name: str, *, secure: bool) -> Host:
+        key = name, secure
+        host = self._hosts.get(key)
+        if host is None:
             self._forget_hosts()
+            host = self._hosts[key] = Host(self._make_hop(name, secure=secure))
         self._hosts.move_to_end(key)
-        return hop
+        return host
 
-    def _make_host(self, name: str, *, secure: bool) -> Hop:
+    def _make_hop(self, name: str, *, secure: bool) -> Hop:
         host = SmartHost(
-            name, name, self._port, tls="starttls" if secure else "may", connections_max=SESSIONS_PER_HOST_MAX
+            name, name, self._port, tls=_tls_policy(secure), connections_max=SESSIONS_PER_HOST_MAX
         )
         gap_max_seconds = longest_gap_seconds(self.config.queue.retry_delays_seconds)
         pacing = Pacing(name, (), SESSIONS_PER_HOST_MAX, gap_max_seconds, lambda: None)
@@ -292,20 +337,28 @@ class Direct:
         return [(families[each.version], (str(each), port)) for each in found]
 
     def _forget_hosts(self) -> None:
-        for key, hop in list(self._hosts.items()):
-            if len(self._hosts) <= HOSTS_MAX:
+        """Those that nobody uses now, with the sessions that are kept for later."""
+        for key, host in list(self._hosts.items()):
+            if len(self._hosts) < HOSTS_MAX:
                 return
-            if hop.pool.is_empty:
-                hop.pacing.close()
+            if not host.attempts:
+                host.hop.pacing.close()
+                host.hop.pool.retire()
                 del self._hosts[key]
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
+    def reconfigure(self, config: Config) -> None:
+        """Take over what changes nothing that is known of domains and hosts."""
+        self.config = config
+        for hop in self.hops:
+            hop.config = config
+
     async def close(self) -> None:
-        """Begin nothing any more; sessions under way end as they began (their pools are in ``hosts``)."""
+        """Begin nothing any more; sessions under way end as they began (their pools are in ``hops``)."""
         for domain in self._domains.values():
             domain.health.close()
-        for hop in self._hosts.values():
+        for hop in self.hops:
             hop.pacing.close()
             hop.pool.retire()
         if self._policies is not None:
@@ -313,8 +366,12 @@ class Direct:
         await self._lookups.close()
 
     @property
-    def hosts(self) -> list[Hop]:
-        return list(self._hosts.values())
+    def hops(self) -> list[Hop]:
+        return [host.hop for host in self._hosts.values()]
+
+
+def _tls_policy(secure: bool) -> str:
+    return "starttls" if secure else "may"
 
 
 def _demands_tls(policy: Policy | None, envelope: Envelope) -> bool:

@@ -39,6 +39,7 @@ retry_delays = ["1s", "1s", "2s"]
 lifetime = "6s"
 delay_warning_after = "0s"
 """
+PATIENT = FILE.replace('["1s", "1s", "2s"]', '["1h"]').replace('"6s"', '"4d"')
 STS = "version: STSv1\nmode: enforce\nmx: {host}\nmax_age: 86400\n"
 ZONES = {
     "office.example": "@ MX 10 mx.office.example.\nmx A 127.0.1.1",
@@ -51,6 +52,9 @@ ZONES = {
 }
 
 
+EXTENSIONS = ("STARTTLS", "PIPELINING", "SIZE", "REQUIRETLS")
+
+
 class Town:
     """``office``: the MX of the office itself, which gets the reports. ``good``: one with TLS."""
 
@@ -58,7 +62,7 @@ class Town:
         self._stack = stack
         self.office = self.hop("127.0.1.1")
         context = authority.leaf("DNS:mx.good.example").server_context()
-        self.good = self.hop("127.0.1.2", extensions=("STARTTLS", "PIPELINING", "SIZE"), tls=context)
+        self.good = self.hop("127.0.1.2", extensions=EXTENSIONS, tls=context)
         web = authority.leaf("DNS:mta-sts.good.example,DNS:mta-sts.bad.example").server_context()
         self.web = stack.enter_context(HttpsServer(web, address="127.0.2.1", port=443))
         self.web.pages["mta-sts.good.example"] = Page(STS.format(host="mx.good.example").encode())
@@ -161,6 +165,78 @@ def test_one_domain_in_trouble_delays_no_other(town: Town) -> None:
     town.wait_for(town.submit("bob@good.example"), "relayed")
     shown = town.relay.ask("queue", "show", waiting)
     assert [each["status"] for each in shown["recipients"]] == ["pending", "relayed"]
+
+
+def test_a_message_to_many_domains_is_settled_by_each(town: Town) -> None:
+    fates = {
+        "ann@good.example": "relayed",
+        "bob@good.example": "relayed",
+        "x@null.example": "failed",
+        "x@nowhere.office.example": "failed",
+        "x@dead.example": "deferred",
+        "y@bad.example": "deferred",
+        "admin@office.example": "relayed",
+    }
+    queue_id = town.submit(*fates)
+    first: dict[str, dict[str, object]] = {}
+
+    def told_of_all() -> bool:
+        for event in town.events(queue_id):
+            if event.get("queue_id") == queue_id and "next_hop" in event:  # not one of a report
+                first.setdefault(str(event["to"]), event)
+        return first.keys() == fates.keys()
+
+    wait_until(told_of_all, 30, "every recipient to be told of")
+    assert {to: event["event"] for to, event in first.items()} == fates
+    assert first["x@null.example"]["next_hop"] == "direct:null.example"
+    (message,) = town.good.messages
+    assert message.rcpts == ["TO:<ann@good.example>", "TO:<bob@good.example>"]
+
+
+def test_queue_retry_lifts_the_pause_of_a_domain(town: Town) -> None:
+    town.relay.reload(PATIENT)
+    queue_id = town.submit("x@dead.example")
+    town.wait_for(queue_id, "deferred")
+    late = town.hop("127.0.1.9")
+    assert town.relay.ask("queue", "show", queue_id)["state"] == "deferred"
+    town.relay.command("queue", "retry", queue_id)
+    assert town.wait_for(queue_id, "relayed")["next_hop"] == "mx.dead.example"
+    assert len(late.messages) == 1
+
+
+def test_a_reload_lets_waiting_mail_take_another_way(town: Town) -> None:
+    town.relay.reload(PATIENT)
+    queue_id = town.submit("x@dead.example")
+    town.wait_for(queue_id, "deferred")
+    isp = town.hop("127.0.1.7")
+    by_isp = PATIENT.replace('via = ["direct"]', 'via = ["direct", "isp"]')
+    town.relay.reload(by_isp + '[smart_hosts.isp]\nhost = "127.0.1.7"\nport = 25\ntls = "off"\n')
+    assert town.wait_for(queue_id, "relayed")["next_hop"] == "isp"
+    assert len(isp.messages) == 1
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_requiretls_from_device_to_mx(town: Town, offered: bool) -> None:
+    """Taken over TLS, and handed on with it to a host whose name a policy vouches for; or not at all."""
+    if not offered:
+        town.good.extensions = tuple(each for each in town.good.extensions if each != "REQUIRETLS")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with smtplib.SMTP("127.0.0.1", 2525, timeout=20) as client:
+        client.starttls(context=context)
+        client.ehlo("copier")
+        client.mail("scans@office.example", ["REQUIRETLS"])
+        client.rcpt("ann@good.example")
+        code, words = client.data(MESSAGE)
+        assert code == 250, words
+    queue_id = words.decode().split()[-1]
+    if offered:
+        assert town.wait_for(queue_id, "relayed")["tls"] == "TLSv1.3 verified"
+        (message,) = town.good.messages
+        assert message.mail.endswith(" REQUIRETLS")
+    else:
+        failed = town.wait_for(queue_id, "failed")
+        assert "5.7.30" in str(failed["reply"]) and not town.good.messages
 
 
 def test_a_real_postfix_as_mx(town: Town) -> None:

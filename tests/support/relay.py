@@ -128,6 +128,11 @@ class Relay:
         """SIGTERM; its exit code."""
         return self._end(signal.SIGTERM, timeout_seconds)
 
+    def reload(self, configuration: str) -> None:
+        """Put another file in its place, and have it read."""
+        self._file.write_text(configuration)
+        self.command("reload")
+
     def kill(self) -> None:
         """SIGKILL, at whatever it is doing."""
         self._end(signal.SIGKILL, 30)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pi_relay.lifecycle import Stage, connection_failure, send_as_denied, unexpected, what_it_means
+from pi_relay.lifecycle import (
+    Stage,
+    connection_failure,
+    leads_back,
+    of_an_exchanger,
+    send_as_denied,
+    unexpected,
+    what_it_means,
+)
 from pi_relay.model import Failure, Reply, Scope
 
 R, M, H, A = Scope.RECIPIENT, Scope.MESSAGE, Scope.NEXT_HOP, Scope.ACCOUNT
@@ -120,3 +128,40 @@ def test_our_own_defect_defers_the_message() -> None:
     failure = unexpected(ZeroDivisionError("secret detail"))
     assert (failure.scope, failure.permanent, failure.reply.code) == (Scope.MESSAGE, False, 451)
     assert "secret" not in failure.reply.text
+
+
+# ── at a recipient's MX host, where we have no account ───────────────────────────────────────────
+
+OF_AN_EXCHANGER = [
+    (OPENING, "530 5.7.0 authentication required", H, False),
+    (OPENING, "535 5.7.8 go away", H, False),
+    ((S.MAIL, S.RCPT), "530 5.7.0 authentication required", R, True),
+    ((S.MAIL, S.RCPT), "535 5.7.8 bad credentials", R, True),
+    ((S.MAIL,), "550 5.7.0 you may not send", R, True),
+    ((S.MAIL, S.RCPT, S.END_OF_DATA), "550 5.7.30 REQUIRETLS support required", R, True),
+    ((S.MAIL,), "554 5.2.252 SendAsDenied", R, True),
+    ((S.MAIL,), "450 4.7.1 greylisted", H, False),
+    ((S.MAIL,), "550 5.7.1 sender refused", M, True),
+    ((S.RCPT,), "550 5.1.1 unknown", R, True),
+    (EVERY, "421 4.3.2 closing", H, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "scope", "permanent"),
+    [(stage, *row) for stages, *row in OF_AN_EXCHANGER for stage in stages],
+)
+def test_an_exchanger_has_no_account_of_ours(stage: Stage, text: str, scope: Scope, permanent: bool) -> None:
+    told = what_it_means(stage, reply_of(text))
+    assert told is not None
+    meant = of_an_exchanger(told, in_session=stage in SPOKEN)
+    assert (meant.scope, meant.permanent) == (scope, permanent)
+
+
+def test_a_loop_is_ours_to_find_and_nobody_elses_to_claim() -> None:
+    found = Failure(A, Reply(451, "4.4.6", "routing loop: mx.example:25 is this relay itself"), False)
+    meant = of_an_exchanger(found, in_session=False)
+    assert (meant.scope, meant.permanent, meant.reply.enhanced_status) == (R, True, "5.4.6")
+    assert leads_back(meant)
+    assert not leads_back(Failure(R, Reply(554, "5.4.6", "loops back to myself", "mx.example"), True))
+    assert not leads_back(Reply(250, "2.0.0", "ok"))
