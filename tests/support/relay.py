@@ -130,7 +130,7 @@ class Relay:
 
     def reload(self, configuration: str) -> None:
         """Put another file in its place, and have it read."""
-        self._file.write_text(configuration)
+        self.file.write_text(configuration)
         self.command("reload")
 
     def kill(self) -> None:
