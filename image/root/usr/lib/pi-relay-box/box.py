@@ -57,7 +57,10 @@ class Places:
     config: Path = Path("/etc/pi-relay")
     state: Path = Path("/var/lib/pi-relay")
     box: Path = Path("/var/lib/pi-relay-box")
+    backups: Path = Path("/var/backups/pi-relay")
+    home: Path = Path("/var/home")
     zoneinfo: Path = Path("/usr/share/zoneinfo")
+    sample: Path = Path("/usr/share/pi-relay-box/pi-relay.toml")
 
     @property
     def news(self) -> Path:
@@ -97,18 +100,19 @@ def known_name(name: str) -> str:
     if plain in ("pi-relay.toml", "authorized_keys", "hostname", "network", "factory-reset"):
         return plain
     if re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,60}\.password", plain):
-        return name[: len(plain)]  # its case is the one that pi-relay.toml names
+        # The case of its name is the one that pi-relay.toml names.
+        return name[: len(plain) - len(".password")] + ".password"
     return ""
 
 
-def dropped(boot: Path) -> dict[str, Path]:
-    """The files there are for us: passwords before the configuration that needs them."""
-    found: dict[str, Path] = {}
+def dropped(boot: Path) -> dict[str, list[Path]]:
+    """The files there are for us, more than one of a kind perhaps: passwords before the file that names them."""
+    found: dict[str, list[Path]] = {}
     with suppress(OSError):
         for path in sorted(boot.iterdir()):
             name = known_name(path.name)
             if name and path.is_file() and not path.is_symlink():
-                found[name] = path
+                found.setdefault(name, []).append(path)
     return dict(sorted(found.items(), key=lambda pair: (pair[0] == "pi-relay.toml", pair[0])))
 
 
@@ -124,11 +128,16 @@ def take_over(places: Places) -> list[News]:
         return []
     with _writable(places.boot):
         if "factory-reset" in found:
-            path = found.pop("factory-reset")
             _reset(places)
-            wipe(path)
-            news.append(News(path.name, True, ["everything that was set up has been deleted"]))
-        news += [_take(places, name, path) for name, path in found.items()]
+            for path in found.pop("factory-reset"):
+                wipe(path)
+                news.append(News(path.name, True, ["everything that was set up has been deleted"]))
+        for name, paths in found.items():
+            if len(paths) == 1:
+                news.append(_take(places, name, paths[0]))
+            else:
+                both = " and ".join(path.name for path in paths)
+                news.append(News(paths[0].name, False, [f"{both} are the same to the box: leave one of them"]))
     write(places.news, json.dumps([vars(each) for each in news], ensure_ascii=False).encode())
     return news
 
@@ -159,7 +168,7 @@ def _take_password(places: Places, name: str, text: str) -> list[str]:
 def _take_toml(places: Places, name: str, text: str) -> list[str]:
     """In force only if `pi-relay check` finds no error; its warnings are told all the same."""
     candidate = places.config / ".pi-relay.toml.dropped"
-    write(candidate, text.encode(), owner=RELAY_USER)
+    write(candidate, text.encode(), mode=0o640, owner=RELAY_USER)
     try:
         result = subprocess.run(
             ["pi-relay", "-c", candidate, "check", "--json"],
@@ -334,15 +343,16 @@ _TAKERS: dict[str, Callable[[Places, str, str], list[str]]] = {
 
 def _reset(places: Places) -> None:
     """As new: configuration, mail, keys, name and network are gone. Done again if it was cut off."""
-    for directory in (places.config, places.state, places.box):
+    for directory in (places.config, places.state, places.box, places.backups, places.home):
         for path in list(directory.iterdir()) if directory.is_dir() else []:
+            if path == places.box / "config":
+                continue  # it is mounted as places.config, and has been emptied
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-    sample = Path("/usr/share/pi-relay-box/pi-relay.toml")
-    if sample.exists():
-        write(places.config / "pi-relay.toml", sample.read_bytes(), mode=0o644)
+    if places.sample.exists():
+        write(places.config / "pi-relay.toml", places.sample.read_bytes(), mode=0o640, owner=RELAY_USER)
     os.sync()
 
 
@@ -377,6 +387,7 @@ def wipe(path: Path) -> None:
             file.write(b"\0" * path.stat().st_size)
             file.flush()
             os.fsync(file.fileno())
+    with suppress(OSError):
         path.unlink()
 
 

@@ -1,0 +1,178 @@
+"""A box from an image of image/build, in QEMU: the card flashed and its boot partition written to from a PC, then started.
+
+    with FlashedBox(image, tmp_path) as box:          # a copy of the image: the image itself never changes
+        box.drop("pi-relay.toml", toml)
+        box.start()
+        box.run("findmnt -no OPTIONS /")
+
+amd64 starts by itself from its disk (BIOS); arm64 is QEMU's board "virt", which no firmware of a Pi starts: its
+kernel and initrd are taken out of the boot partition. Guest memory and processors are those of a small Pi.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from tests.support.processes import free_port, greeting, wait_until
+
+BOOT_OFFSET = "4M"
+CARD_BYTES = 2 * 1024**3
+_ENVIRONMENT = ["env", "MTOOLS_SKIP_CHECK=1"]
+
+
+def why_not(arch: str) -> str:
+    """Why no box of this architecture can be started here, "" where one can."""
+    program = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}[arch]
+    missing = [name for name in (program, "mcopy", "ssh", "ssh-keygen") if not shutil.which(name)]
+    return f"needs {', '.join(missing)}: scripts/setup --image installs it" if missing else ""
+
+
+class Card:
+    """A flashed card, as a PC sees it: its boot partition, a FAT."""
+
+    def __init__(self, image: Path) -> None:
+        self.image = image
+
+    def drop(self, name: str, data: str | bytes) -> None:
+        content = data.encode() if isinstance(data, str) else data
+        self._mtools("mcopy", "-o", "-", target=name, stdin=content)
+
+    def read(self, name: str) -> bytes | None:
+        """None: there is no such file."""
+        result = self._mtools("mtype", target=name, check=False)
+        return result.stdout if result.returncode == 0 else None
+
+    def names(self, folder: str = "") -> list[str]:
+        listing = self._mtools("mdir", "-b", target=folder).stdout.decode()
+        return [line.removeprefix("::/") for line in listing.splitlines() if line.startswith("::/")]
+
+    def _mtools(
+        self, *command: str, target: str, stdin: bytes = b"", check: bool = True
+    ) -> subprocess.CompletedProcess[bytes]:
+        program, *options = command
+        arguments = [program, "-i", f"{self.image}@@{BOOT_OFFSET}", *options, f"::{target}"]
+        return subprocess.run(
+            [*_ENVIRONMENT, *arguments], input=stdin, capture_output=True, check=check, timeout=120
+        )
+
+
+class FlashedBox(Card):
+    """``mail_port`` and ``tls_port`` of loopback lead to the guest's 587 and 465."""
+
+    def __init__(self, image: Path, directory: Path, *, card_bytes: int = CARD_BYTES) -> None:
+        super().__init__(directory / "card.img")
+        self._directory = directory
+        self._arch = "arm64" if "arm64" in image.name else "amd64"
+        subprocess.run(["cp", "--sparse=always", image, self.image], check=True)
+        with self.image.open("r+b") as card:
+            card.truncate(card_bytes)
+        self.key = directory / "key"
+        if not self.key.exists():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True)
+        self.mail_port, self.tls_port, self._ssh_port = free_port(), free_port(), free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> FlashedBox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut_power()
+
+    @property
+    def public_key(self) -> str:
+        return self.key.with_suffix(".pub").read_text()
+
+    @property
+    def console(self) -> str:
+        path = self._directory / "console.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self, *, timeout_seconds: float = 600, wait: bool = True) -> float:
+        """Switch on; returns the seconds until port 587 greeted."""
+        started_at = time.monotonic()
+        with (self._directory / "console.log").open("ab") as console:
+            self._process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console
+            )
+        if wait:
+            wait_until(self._greets, timeout_seconds, f"the box to greet; its console:\n{self.console[-3000:]}")
+        return time.monotonic() - started_at
+
+    def run(self, command: str, *, timeout_seconds: float = 300, check: bool = True, stdin: bytes = b"") -> str:
+        """By SSH as admin; what the command says on both streams."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            result = subprocess.run(
+                [*self._ssh(), command],
+                input=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_seconds,
+                check=False,
+            )
+            if result.returncode != 255 or time.monotonic() > deadline:
+                break
+            time.sleep(2)  # it does not answer yet
+        words = result.stdout.decode("utf-8", "replace")
+        if check and result.returncode:
+            raise RuntimeError(f"{command}: exit {result.returncode}: {words}")
+        return words
+
+    def power_off(self, timeout_seconds: float = 180) -> None:
+        """An orderly shutdown."""
+        assert self._process is not None
+        self.run("sudo systemctl poweroff --no-block", check=False)
+        self._process.wait(timeout_seconds)
+        self._process = None
+
+    def wait_for_end(self, timeout_seconds: float) -> None:
+        """The guest switches itself off, or restarts (QEMU runs with -no-reboot)."""
+        assert self._process is not None
+        self._process.wait(timeout_seconds)
+        self._process = None
+
+    def cut_power(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait(30)
+
+    def _greets(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"QEMU ended:\n{self.console[-3000:]}")
+        if greeting(self.mail_port, 20).startswith(b"220"):
+            return True
+        time.sleep(0.5)
+        return False
+
+    def _ssh(self) -> list[str]:
+        quiet = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+        options = [f"-o{each}" for each in (*quiet, "ConnectTimeout=30", "BatchMode=yes")]
+        return ["ssh", "-i", str(self.key), "-p", str(self._ssh_port), *options, "admin@127.0.0.1"]
+
+    def _command(self) -> list[str]:
+        ports = ((self.mail_port, 587), (self.tls_port, 465), (self._ssh_port, 22))
+        forwards = "".join(f",hostfwd=tcp:127.0.0.1:{ours}-:{theirs}" for ours, theirs in ports)
+        shared = [
+            *("-m", "512", "-smp", "2", "-nographic", "-no-reboot", "-monitor", "none", "-serial", "stdio"),
+            *("-drive", f"file={self.image},format=raw,if=none,id=card,cache=writethrough"),
+            *("-device", "virtio-blk-pci,drive=card"),
+            *("-netdev", f"user,id=n{forwards}", "-device", "virtio-net-pci,netdev=n"),
+            *("-device", "virtio-rng-pci"),
+        ]
+        if self._arch == "amd64":
+            return ["qemu-system-x86_64", "-M", "q35", *shared]
+        parts = {}
+        for name in ("vmlinuz", "initrd.img"):
+            parts[name] = self._directory / name
+            parts[name].write_bytes(self.read(name) or b"")
+        command_line = (self.read("cmdline.txt") or b"").decode().strip().replace("ttyS1,115200", "ttyAMA0")
+        return [
+            *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", *shared),
+            *("-kernel", str(parts["vmlinuz"]), "-initrd", str(parts["initrd.img"])),
+            *("-append", command_line),
+        ]
