@@ -1,12 +1,12 @@
-"""A box from an image of image/build, in QEMU: the card flashed and its boot partition written to from a PC, then started.
+"""A box from an image of image/build, in QEMU: files dropped on the flashed card as from a PC, then started.
 
     with FlashedBox(image, tmp_path) as box:          # a copy of the image: the image itself never changes
         box.drop("pi-relay.toml", toml)
         box.start()
         box.run("findmnt -no OPTIONS /")
 
-amd64 starts by itself from its disk (BIOS); arm64 is QEMU's board "virt", which no firmware of a Pi starts: its
-kernel and initrd are taken out of the boot partition. Guest memory and processors are those of a small Pi.
+amd64 starts by itself from its disk (BIOS); arm64 is QEMU's board "virt", which no firmware of a
+Pi starts: its kernel and initrd are taken out of the boot partition. The memory is that of a small Pi.
 """
 
 from __future__ import annotations
@@ -98,10 +98,14 @@ class FlashedBox(Card):
                 self._command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console
             )
         if wait:
-            wait_until(self._greets, timeout_seconds, f"the box to greet; its console:\n{self.console[-3000:]}")
+            wait_until(
+                self._greets, timeout_seconds, f"the box to greet; its console:\n{self.console[-3000:]}"
+            )
         return time.monotonic() - started_at
 
-    def run(self, command: str, *, timeout_seconds: float = 300, check: bool = True, stdin: bytes = b"") -> str:
+    def run(
+        self, command: str, *, timeout_seconds: float = 300, check: bool = True, stdin: bytes = b""
+    ) -> str:
         """By SSH as admin; what the command says on both streams."""
         deadline = time.monotonic() + timeout_seconds
         while True:

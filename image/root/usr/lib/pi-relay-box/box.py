@@ -106,7 +106,7 @@ def known_name(name: str) -> str:
 
 
 def dropped(boot: Path) -> dict[str, list[Path]]:
-    """The files there are for us, more than one of a kind perhaps: passwords before the file that names them."""
+    """The files there are for us (two of a kind, perhaps): passwords before the file that names them."""
     found: dict[str, list[Path]] = {}
     with suppress(OSError):
         for path in sorted(boot.iterdir()):
@@ -137,7 +137,9 @@ def take_over(places: Places) -> list[News]:
                 news.append(_take(places, name, paths[0]))
             else:
                 both = " and ".join(path.name for path in paths)
-                news.append(News(paths[0].name, False, [f"{both} are the same to the box: leave one of them"]))
+                news.append(
+                    News(paths[0].name, False, [f"{both} are the same to the box: leave one of them"])
+                )
     write(places.news, json.dumps([vars(each) for each in news], ensure_ascii=False).encode())
     return news
 
@@ -178,6 +180,7 @@ def _take_toml(places: Places, name: str, text: str) -> list[str]:
     except (OSError, ValueError, subprocess.TimeoutExpired) as problem:
         candidate.unlink(missing_ok=True)
         raise Bad(f"could not be checked: {problem}") from None
+    findings.sort(key=lambda finding: finding["severity"] != "error")
     words = [_finding_in_words(finding) for finding in findings]
     if result.returncode != 0:
         candidate.unlink(missing_ok=True)
@@ -382,11 +385,10 @@ def write(path: Path, data: bytes, *, mode: int = 0o600, owner: str = "") -> Non
 
 def wipe(path: Path) -> None:
     """Overwrite and remove: a PC must not find a password on the card. (Flash may keep an old block.)"""
-    with suppress(OSError):
-        with path.open("r+b") as file:
-            file.write(b"\0" * path.stat().st_size)
-            file.flush()
-            os.fsync(file.fileno())
+    with suppress(OSError), path.open("r+b") as file:
+        file.write(b"\0" * path.stat().st_size)
+        file.flush()
+        os.fsync(file.fileno())
     with suppress(OSError):
         path.unlink()
 
