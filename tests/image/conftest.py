@@ -1,4 +1,4 @@
-"""The image itself, built once for all tests that start it (image/build keeps the root file system in a cache)."""
+"""The image itself, built once for all tests that start it (image/build keeps the root in a cache)."""
 
 from __future__ import annotations
 
