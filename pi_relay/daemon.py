@@ -131,7 +131,9 @@ class Relay:
         await self.store.close()
 
     async def reload(self) -> list[Finding]:
-        """Take the file as it is now; its warnings. ConfigInvalid: it has errors, and nothing has changed."""
+        """Take the file as it is now; its warnings. ConfigInvalid: it has errors; CertificateError,
+        ListenerError: this machine cannot serve it. Then the relay goes on as it was, but that a certificate
+        that could be loaded is served."""
         async with self._reloading:
             with self.supervision.reloading():
                 return await self._reload()
@@ -143,7 +145,13 @@ class Relay:
             self._spoilt = in_brief(path, findings)
             log_spoilt(path, findings)
             raise ConfigInvalid(path, findings)
-        await self.certificates.reconfigure(config)
+        try:
+            await self.certificates.reconfigure(config)
+            await self.server.reconfigure(config)
+        except (CertificateError, ListenerError) as problem:
+            self._spoilt = f"the file cannot be put in force, the last good one is: {problem}"
+            maillog.error(self._spoilt)
+            raise
         self.config = config
         queue = config.queue
         self.store.reconfigure(
@@ -151,7 +159,6 @@ class Relay:
         )
         await self.delivery.reconfigure(config)
         self.manager.reconfigure(config)
-        await self.server.reconfigure(config)
         open_log(config, self._clock)
         self._spoilt = ""
         self._keep_good_file()
@@ -220,10 +227,8 @@ class Reloads:
             self._again = False
             try:
                 await self._relay.reload()
-            except ConfigInvalid:
+            except (ConfigInvalid, CertificateError, ListenerError):
                 continue  # all has been said
-            except (CertificateError, ListenerError) as problem:
-                maillog.error(f"not all of the new configuration could be put in force: {problem}")
             else:
                 maillog.notice("the configuration was read again")
 

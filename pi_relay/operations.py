@@ -26,6 +26,7 @@ from pi_relay.model import Envelope, FileSpan, QueueRefusal, Recipient, StoredMe
 from pi_relay.queue.store import CorruptMessage
 from pi_relay.status import Observation, QueueStatus, Restart, document, timestamp
 from pi_relay.submission.certificates import CertificateError
+from pi_relay.submission.server import ListenerError
 
 if TYPE_CHECKING:
     from pi_relay.config import Config, Finding
@@ -105,6 +106,12 @@ class Operations:
                 hint="pi-relay check names every error and warning",
                 details=[asdict(finding) for finding in invalid.findings],
             ) from invalid
+        except CertificateError as problem:
+            raise _not_in_force(problem.message, problem.hint) from problem
+        except ListenerError as problem:
+            raise _not_in_force(
+                f"cannot listen on {problem.address}: {problem.reason}", problem.hint
+            ) from problem
         return {"warnings": [asdict(finding) for finding in findings]}
 
     def observe(self) -> Observation:
@@ -356,6 +363,10 @@ def _text(question: dict[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise ControlError("usage", f"{key} must be a text")
     return value
+
+
+def _not_in_force(why: str, hint: str) -> ControlError:
+    return ControlError("failed", f"the last good configuration stays in force: {why}", hint=hint)
 
 
 def _is_network(text: str) -> bool:

@@ -13,7 +13,7 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from pi_relay import maillog
@@ -194,9 +194,13 @@ class Server:
 
     # ── listening ────────────────────────────────────────────────────────────────────────────────
 
-    async def _listen(self, config: Config) -> None:
+    async def _listen(self, config: Config, patience_seconds: float = 0.0) -> None:
         wanted = {(listener.host, listener.port): listener for listener in config.listeners}
-        patience_seconds = self._let_go(config)
+        in_the_way = self._those_in_the_way(wanted)
+        for key in in_the_way:
+            self._close_for_good(self._bound.pop(key))
+        if self._let_go(config) or in_the_way:
+            patience_seconds = LET_GO_SECONDS
         new: dict[tuple[str, int], _Bound] = {}
         try:
             for key, listener in wanted.items():
@@ -205,6 +209,8 @@ class Server:
         except ListenerError:
             for bound in new.values():
                 bound.close()
+            if in_the_way:
+                await self._listen(self._service.config, LET_GO_SECONDS)
             raise
         for key in self._bound.keys() - wanted.keys():
             self._close_for_good(self._bound.pop(key))
@@ -216,16 +222,22 @@ class Server:
             for sock in bound.sockets:
                 self._sockets.keep(sock)
 
-    def _let_go(self, config: Config) -> float:
-        """Sockets from before a restart that the file has no more; first, for one of all addresses stands in
-        the way of one of a single address. How many seconds the others may have to wait for theirs."""
+    def _those_in_the_way(self, wanted: Collection[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Listeners that go, where another comes on the same port: that of all addresses and that of a single
+        one cannot both be open."""
+        ports = {port for host, port in wanted if (host, port) not in self._bound}
+        return [key for key in self._bound if key not in wanted and key[1] in ports]
+
+    def _let_go(self, config: Config) -> bool:
+        """Close sockets from before a restart that the file has no more: they, too, may be in the way.
+        Whether the others may have to wait for theirs."""
         wanted = {(host, listener.port) for listener in config.listeners for host in _hosts(listener)}
         ours, held = self._sockets.let_go(wanted)
         for address in held:
             maillog.alert(
                 reason=f"systemd holds {address} open by a socket unit, and the file has no such listener"
             )
-        return LET_GO_SECONDS if ours else 0.0
+        return ours
 
     def _close_for_good(self, bound: _Bound) -> None:
         for sock in bound.sockets:

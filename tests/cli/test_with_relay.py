@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import smtplib
+import socket
 import subprocess
 import sys
 import time
@@ -221,6 +222,19 @@ def test_reload_takes_a_good_file_and_refuses_a_bad_one(office: Office) -> None:
     assert result.returncode == 3
     assert "language" in result.stderr
     office.submit()  # it goes on
+
+
+def test_reload_of_what_cannot_be_served_changes_nothing_and_says_so(office: Office) -> None:
+    office.start_relay()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        office.configure(f'[[listeners]]\naddress = "127.0.0.1:{taken.getsockname()[1]}"\n')
+        result = office.pi_relay("reload")
+    assert result.returncode == 1
+    assert "the port is taken" in result.stderr and "Error" not in result.stderr
+    assert "last good one is" in office.pi_relay("status").stdout
+    office.submit()  # it goes on
+    assert office.pi_relay("reload").returncode == 0
+    assert "last good one is" not in office.pi_relay("status").stdout
 
 
 def test_serve_with_a_bad_file_is_3(office: Office) -> None:

@@ -101,6 +101,32 @@ def test_a_reload_that_cannot_bind_keeps_what_was(open_room: OpenRoom, tmp_path:
     assert refused(bad.listeners[0].port)
 
 
+def test_a_reload_from_all_addresses_to_a_single_one_and_back(open_room: OpenRoom, tmp_path: Path) -> None:
+    every = Listener("", free_port())
+    single = replace(every, host="127.0.0.1")
+    room = open_room(configuration(tmp_path, every))
+    with room.client() as client:
+        client.greeted()
+        for listener in (single, every):
+            room.run(room.server.reconfigure(configuration(tmp_path, listener)))
+            assert greeting(every.port).startswith(b"220 ")
+            hosts = {host for host, _ in room.server.addresses()}
+            assert hosts == {"127.0.0.1"} if listener is single else "0.0.0.0" in hosts
+        assert client.ask("NOOP").startswith("250 ")  # the session goes on
+
+
+def test_what_made_way_comes_back_where_the_others_cannot_bind(open_room: OpenRoom, tmp_path: Path) -> None:
+    every = Listener("", free_port())
+    room = open_room(configuration(tmp_path, every))
+    before = room.server.addresses()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        others = replace(every, host="127.0.0.1"), Listener("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(ListenerError):
+            room.run(room.server.reconfigure(configuration(tmp_path, *others)))
+    assert room.server.addresses() == before
+    assert greeting(every.port).startswith(b"220 ")
+
+
 def test_a_new_limit_holds_for_sessions_that_are_open(open_room: OpenRoom, tmp_path: Path) -> None:
     room = open_room()
     with room.client() as client:
