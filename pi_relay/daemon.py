@@ -196,6 +196,7 @@ async def _serve(config: Config, clock: Clock, spoilt: str) -> int:
     except (StoreLocked, ListenerError, CertificateError, OSError) as problem:
         print(f"pi-relay: {problem}", file=sys.stderr)
         await relay.stop()
+        relay.supervision.stopped()
         return EXIT_FAILED
     reloads = Reloads(relay)
     loop.add_signal_handler(signal.SIGHUP, reloads.request)

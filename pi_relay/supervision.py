@@ -1,8 +1,8 @@
 """Joins the relay with whoever watches over it: readiness, status and watchdog of systemd, the notes.
 
 Rules: what the watchdog asks is a table below, each question answered by the room that knows. The words for
-`systemctl status` are those of `pi-relay status`; they are put together when something has changed, and now
-and then at the watchdog's turn. Nothing in here has a timer of its own.
+`systemctl status` are those of `pi-relay status`; they are put together a moment after something has changed,
+and now and then at the watchdog's turn: no timer runs for them on an idle box.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MEMORY_MAX_BYTES = 192 * 1024 * 1024  # more than any load takes
 MEMORY_PER_MESSAGE_BYTES = 2048  # that waits
 SHARE_OF_LIMIT = 0.9  # of MemoryMax: before the system kills us
+STATUS_DELAY_SECONDS = 1.0  # after a change: next hops may change by the dozen
 STATUS_EVERY_TURNS = 10  # of the watchdog, where nothing tells of a change
 START_PATIENCE_SECONDS = 3600.0  # for the recovery of a huge queue
 
@@ -109,7 +110,7 @@ class Supervision:
         """Something happened that `systemctl status` may have to tell."""
         if self._manager.is_there and self._watchdog is not None and not self._refreshing:
             self._refreshing = True
-            asyncio.get_running_loop().call_soon(self._refresh)
+            asyncio.get_running_loop().call_later(STATUS_DELAY_SECONDS, self._refresh)
 
     def _refresh(self) -> None:
         self._refreshing = False

@@ -338,6 +338,10 @@ async def _bound_when_free(host: str, port: int, patience_seconds: float) -> soc
         await asyncio.sleep(LET_GO_TURN_SECONDS)
 
 
+def _takes_both_families(sock: socket.socket) -> bool:
+    return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
 def _bound_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)

@@ -4,6 +4,7 @@ $FAULT names it. Nothing of this is in the relay: its parts are changed from out
 """
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -113,7 +114,26 @@ def slow_disk():
     store.DISK_PATIENCE_SECONDS = 0.5
 
 
-BEFORE = (dead_committer, stuck_committer, stuck_delivery, idle_scheduler, late_timer, slow_disk)
+def read_only_disk():
+    pwrite = Disk.pwrite
+
+    def refuse(self, *arguments):
+        if provoked:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        pwrite(self, *arguments)
+
+    Disk.pwrite = refuse
+
+
+BEFORE = (
+    dead_committer,
+    stuck_committer,
+    stuck_delivery,
+    idle_scheduler,
+    late_timer,
+    slow_disk,
+    read_only_disk,
+)
 
 
 def provoke(*_):

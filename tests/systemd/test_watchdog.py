@@ -5,6 +5,7 @@ Each test lets one thing go wrong in a real relay under a real systemd (faulty.p
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -83,15 +84,16 @@ def test_a_slow_disk_is_said_and_restarts_nobody(box: MakeBox) -> None:
 
 
 def test_a_read_only_disk_and_a_dead_smart_host_restart_nobody(box: MakeBox) -> None:
-    machine = box(fault="wedged_loop")  # for its impatient watchdog alone
-    taken, pid = machine.submit(1), machine.relay_pid
-    assert "no smart host can be used" in machine.status_line()
-    machine.run("mount", "--bind", "/var/lib/pi-relay", "/var/lib/pi-relay")
-    leave = ["nsenter", f"--mount=/proc/{pid}/ns/mnt", "--"]
-    machine.run(*leave, "mount", "-o", "remount,ro,bind", "/var/lib/pi-relay")
-    machine.run("sleep", "6")
+    machine = box(fault="read_only_disk")
+    taken = set(machine.submit(1))
+    wait_until(lambda: "no smart host can be used" in machine.status_line(), 20, "word of the smart host")
+    pid = machine.provoke()
+    for _ in range(2):
+        assert "451" in machine.run("python3", "/usr/lib/pi-relay/submit.py", "1", check=False)
+    time.sleep(6)  # three times what the watchdog would wait
     assert machine.relay_pid == pid
-    assert taken[0] in machine.queue_ids()
+    assert "the queue's disk is failing" in machine.relay("status")
+    assert machine.queue_ids() == taken
 
 
 def test_killed_by_hand_and_by_a_power_cut(box: MakeBox) -> None:
