@@ -313,10 +313,12 @@ async def _bind(listener: Listener, handed_over: Sockets, patience_seconds: floa
     sockets: list[socket.socket] = []
     for host in _hosts(listener):
         try:
-            sockets.append(
-                handed_over.take(host, listener.port)
-                or await _bound_when_free(host, listener.port, patience_seconds)
-            )
+            sock = handed_over.take(host, listener.port)
+            if sock is None:
+                sock = await _bound_when_free(host, listener.port, patience_seconds)
+            sockets.append(sock)
+            if not listener.host and _takes_both_families(sock):
+                break  # from a socket unit of the admin's
         except OSError as error:
             without_ipv6 = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
             if not listener.host and host == "::" and without_ipv6:

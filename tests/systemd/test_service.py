@@ -131,7 +131,10 @@ def test_a_listener_of_all_addresses_may_become_one_of_a_single_address(machine:
 def test_an_idle_box_writes_nothing(box: MakeBox) -> None:
     machine = box(fault="wedged_loop")  # for its impatient watchdog alone: a turn every second
     pid = machine.relay_pid
-    machine.run("sleep", "3")
+    new = machine.open_smart_host()
+    machine.submit(3)
+    wait_until(lambda: len(list(new.iterdir())) == 3, 20, "the smart host")
+    machine.run("sleep", "15")  # until what the messages left behind has been written
     before = written_bytes(machine, pid)
     machine.run("touch", "/run/now")
     machine.run("sleep", "12")  # a status is put together at each tenth turn
@@ -143,6 +146,20 @@ def written_bytes(machine: Box, pid: int) -> int:
     """By write(2) and its like, whether to a disk or not (proc(5))."""
     words = machine.run("cat", f"/proc/{pid}/io")
     return int(dict(line.split(": ") for line in words.splitlines())["wchar"])
+
+
+def test_a_socket_unit_of_the_admins_is_taken_too(box: MakeBox) -> None:
+    """Both families in one socket, as systemd makes it of a port alone."""
+    machine = box()
+    machine.run("systemctl", "stop", "pi-relay")
+    assert machine.run(*GREETED, "25", check=False) == "refused", "stopped is stopped"
+    unit = "[Socket]\nListenStream=25\nListenStream=2600\nBindIPv6Only=both\n"
+    machine.put("/etc/systemd/system/pi-relay.socket", unit)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "pi-relay.socket")
+    assert machine.run(*GREETED, "25").strip() == "220", "the first client starts the relay"
+    assert machine.run(*GREETED, "587").strip() == "220"
+    assert "systemd holds [::]:2600 open" in machine.journal("--priority=alert")
 
 
 def test_a_secret_from_systemd(box: MakeBox) -> None:
