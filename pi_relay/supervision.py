@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pi_relay import maillog, memory
@@ -41,6 +41,7 @@ class Supervision:
         self._words = words
         self._watchdog: Watchdog | None = None
         self._store: Store | None = None
+        self._stuck = ""  # why the watchdog gets no sign, in words
         self._slow_disk = False
         self._turns = 0
         self._refreshing = False
@@ -82,7 +83,7 @@ class Supervision:
         self._watchdog.start()
 
     def ready(self) -> None:
-        self._manager.status(self._words())
+        self._tell()
         self._manager.ready()
 
     def stopping(self) -> None:
@@ -101,7 +102,7 @@ class Supervision:
         try:
             yield
         finally:
-            self._manager.status(self._words())
+            self._tell()
             self._manager.ready()
 
     # ── the status ───────────────────────────────────────────────────────────────────────────────
@@ -115,7 +116,11 @@ class Supervision:
     def _refresh(self) -> None:
         self._refreshing = False
         if self._watchdog is not None:
-            self._manager.status(self._words())
+            self._tell()
+
+    def _tell(self) -> None:
+        with suppress(OSError):  # short of open files: another time
+            self._manager.status(f"Stuck, to be restarted: {self._stuck}." if self._stuck else self._words())
 
     # ── the watchdog ─────────────────────────────────────────────────────────────────────────────
 
@@ -125,18 +130,20 @@ class Supervision:
         allowed = MEMORY_MAX_BYTES + waiting * MEMORY_PER_MESSAGE_BYTES
         if limit := memory.limit_bytes():
             allowed = min(allowed, int(limit * SHARE_OF_LIMIT))
-        used = memory.rss_bytes()
-        return (
-            f"{used / 1e6:.0f} MB of memory are in use, {allowed / 1e6:.0f} allowed" if used > allowed else ""
-        )
+        used = 0
+        with suppress(OSError):  # short of open files, which is no leak
+            used = memory.rss_bytes()
+        if used <= allowed:
+            return ""
+        return f"{used / 1e6:.0f} MB of memory are in use, {allowed / 1e6:.0f} MB are allowed"
 
     def _withheld(self, reason: str) -> None:
+        self._stuck = reason
         if reason:
             maillog.alert(reason=f"the watchdog gets no sign of life any more: {reason}")
-            self._manager.status(f"Stuck, to be restarted: {reason}.")
         else:
             maillog.notice("the watchdog gets its signs of life again")
-            self._manager.status(self._words())
+        self._tell()
         self._restarts.note(reason)
 
     def _checked(self) -> None:
