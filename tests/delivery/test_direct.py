@@ -272,6 +272,7 @@ def test_hosts_behind_ourselves_are_not_tried(world: World) -> None:
     assert not b.connections
 
 
+@pytest.mark.slow  # it is asked for twelve seconds
 def test_a_dns_that_does_not_answer_makes_the_mail_wait(dns: DnsServer) -> None:
     world = World(dns, dns_servers=(f"127.0.0.1:{free_port()}",))
     (report,) = world.deliver("x@one.example")
