@@ -20,6 +20,8 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
+from tests.support.processes import free_port
+
 Query = dns.message.QueryMessage
 Question = tuple[str, str]
 # What is sent in turn for a query; "udp" or "tcp" tells how it came.
@@ -143,12 +145,25 @@ class MisbehavingDns:
 
     async def __aenter__(self) -> MisbehavingDns:
         loop = asyncio.get_running_loop()
+        sock = self._bound()
         self._server = await asyncio.start_server(self._serve, self.address, self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind((self.address, self.port))
         self._transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=sock)
         return self
+
+    def _bound(self) -> socket.socket:
+        """The datagram socket; at its first start, on a port that is free for TCP, and was for datagrams."""
+        fixed = self.port
+        while True:
+            self.port = fixed or free_port()
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                sock.bind((self.address, self.port))
+            except OSError:
+                sock.close()
+                if fixed:
+                    raise
+            else:
+                return sock
 
     async def __aexit__(self, *_: object) -> None:
         for each in self._answering:
