@@ -587,5 +587,5 @@ def test_a_reload_does_not_disturb_what_is_under_way() -> None:
         assert fates(await task) == ["relayed"]
         await until(lambda: hop.connections[0].ended == "quit")
 
-    with MisbehavingHop({"DOT": [Act(b"250 ok\r\n")]}) as hop:
+    with MisbehavingHop({"DOT": [Act(b"250 ok\r\n", takes=True)]}) as hop:
         with_office(config(smart_host(hop)), use)

@@ -8,7 +8,7 @@ use it, and keeps all that was said to it.
 Keys are CONNECT (the greeting), TLS (just before a handshake), a verb, DOT (the end of data), or CONTENT
 (in the midst of it, after ``content_bytes``). A value is an action, a list of them (one each time, the last
 for ever), or a function of the command's argument. An action is the text of a reply, lines parted by \\n,
-or an Act.
+an Act, or None: what a good server would do.
 """
 
 from __future__ import annotations
@@ -29,10 +29,16 @@ EXTENSIONS = ("PIPELINING", "SIZE 50000000", "8BITMIME", "SMTPUTF8", "ENHANCEDST
 
 @dataclass(frozen=True)
 class Act:
-    """Send the bytes as they are, then: "go on" · "close" · "reset" (RST) · "hang" (say nothing again)."""
+    """Send the bytes as they are, then: "go on" · "close" · "reset" (RST) · "hang" (say nothing again) ·
+    "half-close" (send nothing more, but read).
+
+    ``after_seconds``: first wait so long. ``takes``: at the end of data, the message is taken all the same.
+    """
 
     say: bytes = b""
     then: str = "go on"
+    after_seconds: float = 0.0
+    takes: bool = False
 
 
 DROP = Act(then="close")
@@ -40,7 +46,7 @@ RESET = Act(then="reset")
 HANG = Act(then="hang")
 
 Action = str | Act
-Script = Mapping[str, "Action | Sequence[Action] | Callable[[str], Action]"]
+Script = Mapping[str, "Action | Sequence[Action | None] | Callable[[str], Action]"]
 
 
 @dataclass
@@ -274,9 +280,13 @@ class _Conversation:
         if isinstance(scripted, str) and not scripted.startswith("354"):
             return
         content = self._read_content()
-        if self._answer("DOT", "", "250 2.0.0 taken as 12345", positive="2"):
-            self._hop.messages.append(Message(self._mail, self._rcpts, content))
+        message = Message(self._mail, self._rcpts, content)
         self._mail, self._rcpts = "", []
+        action = self._hop.action("DOT", "") or "250 2.0.0 taken as 12345"
+        takes = action.takes if isinstance(action, Act) else action.startswith("2")
+        if takes:
+            self._hop.messages.append(message)
+        self._perform(action)
 
     def _do_rset(self, argument: str) -> None:
         self._mail, self._rcpts = "", []
@@ -288,20 +298,25 @@ class _Conversation:
 
     # ── saying and hearing ───────────────────────────────────────────────────────────────────────
 
-    def _answer(self, key: str, argument: str, otherwise: str, *, positive: str = "23") -> bool:
+    def _answer(self, key: str, argument: str, otherwise: str) -> bool:
         """Do what the script says, else answer so; whether the reply was a positive one."""
         action = self._hop.action(key, argument)
         action = otherwise if action is None else action
         self._perform(action)
-        return isinstance(action, Act) or action[:1] in positive
+        return isinstance(action, Act) or action[:1] in ("2", "3")
 
     def _perform(self, action: Action) -> None:
         if isinstance(action, str):
             if action:
                 self._send(action)
             return
+        if action.after_seconds:
+            self._hop._stopping.wait(action.after_seconds)
         if action.say:
             self._sock.sendall(action.say)
+        if action.then == "half-close":
+            self._sock.shutdown(socket.SHUT_WR)
+            return
         if action.then == "hang":
             self._hop._stopping.wait(60)
         if action.then != "go on":
