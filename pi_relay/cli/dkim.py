@@ -20,14 +20,11 @@ from pi_relay.folders import state_directory
 from pi_relay.signing_keys import KINDS
 
 if TYPE_CHECKING:
-    from dns.nameserver import Nameserver
-
-    from pi_relay.config import Config
+    from pi_relay.config import Config, Direct
     from pi_relay.signing_keys import SigningKey
 
 DIRECTORY = "dkim"  # beside the configuration file
 SELECTOR = "relay1"
-LOOK_UP_SECONDS = 6.0
 
 # What DNS may say of the record; "" is well. "unknown": it could not be asked.
 _TROUBLES = {
@@ -80,12 +77,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pi_relay.config import despite_errors
+    from pi_relay.config import Direct, despite_errors
 
     file = Path(options.config)
     config = despite_errors(file)
     key = _key(options, file, config)
-    answer = _ask_dns(key, config.direct.dns_servers if config else ())
+    answer = _ask_dns(key, config.direct if config else Direct())
     if options.json:
         print_json(_document(key, answer))
     else:
@@ -187,31 +184,23 @@ def _read(path: Path) -> SigningKey:
 # ── DNS ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _ask_dns(key: Key, dns_servers: tuple[str, ...]) -> Answer:
-    from dns.exception import DNSException
-    from dns.resolver import NXDOMAIN, NoAnswer, NoResolverConfiguration, Resolver
+def _ask_dns(key: Key, direct: Direct) -> Answer:
+    import asyncio
+
+    from pi_relay.delivery.mx import LookupFailed, Lookups
+
+    async def records() -> tuple[str, ...]:
+        lookups = Lookups(direct)
+        try:
+            return await lookups.txt(key.name)
+        finally:
+            await lookups.close()
 
     try:
-        resolver = Resolver(configure=not dns_servers)
-        if dns_servers:
-            resolver.nameservers = [_name_server(server) for server in dns_servers]
-        answer = resolver.resolve(f"{key.name}.", "TXT", lifetime=LOOK_UP_SECONDS)
-        found = tuple(b"".join(record.strings).decode("ascii", "replace") for record in answer)
-    except (NXDOMAIN, NoAnswer):
-        found = ()
-    except (DNSException, NoResolverConfiguration, OSError) as problem:
-        return Answer("unknown", problem=str(problem))
+        found = asyncio.run(records())
+    except LookupFailed as failed:
+        return Answer("unknown", problem=failed.failure.reply.text)
     return Answer(dkim.record_trouble(found, key.key.record), found)
-
-
-def _name_server(server: str) -> Nameserver:
-    """ "192.0.2.53", "192.0.2.53:5353" or "[2001:db8::53]:5353", as `[direct] dns_servers` has them."""
-    from dns.nameserver import Do53Nameserver
-
-    host, colon, port = server.rpartition(":")
-    if not colon or (":" in host and not host.endswith("]")):
-        return Do53Nameserver(server)
-    return Do53Nameserver(host.strip("[]"), int(port))
 
 
 # ── what is said ─────────────────────────────────────────────────────────────────────────────────
