@@ -42,6 +42,7 @@ from pi_relay.config import Config, Device, Queue
 from pi_relay.model import (
     Envelope,
     Failure,
+    HopState,
     Kind,
     NextHop,
     Recipient,
@@ -333,6 +334,7 @@ class Attempt:
     next_slot_in_seconds: float = 0.0  # 0 or less: this attempt is the one that its slot asked for
     in_flight: frozenset[int] = frozenset()  # positions that another attempt will settle
     own_trouble: frozenset[int] = frozenset()  # positions whose way out is paused by ACCOUNT trouble
+    kept_by: Mapping[int, Reply] = field(default_factory=dict)  # of those whose way out is paused: why
     delay_due: bool = False  # the wait is over that the sender should hear of
     can_carry: Callable[[str], bool] = field(default=lambda _: True)  # a delay report to this address
 
@@ -385,7 +387,7 @@ def settle(
     ``results``: {position: outcome} of one way out. Positions already settled are left alone.
     """
     slots_used, next_slot_in = _count(schedule, attempt, results)
-    recipients = list(envelope.recipients)
+    recipients = [_with_reason(*each, attempt) for each in enumerate(envelope.recipients)]
     taken, failed, put_off = _apply(recipients, results)
     expired = _expire(recipients, attempt, results) if schedule.used_up(slots_used) else []
     put_off = [position for position in put_off if position not in expired]
@@ -470,6 +472,13 @@ def _apply(recipients: list[Recipient], results: Results) -> tuple[list[int], li
         recipients[position] = replace(recipients[position], status=status, last_reply=reply)
         positions.append(position)
     return taken, failed, put_off
+
+
+def _with_reason(position: int, recipient: Recipient, attempt: Attempt) -> Recipient:
+    """Who was never tried hears what others did."""
+    if recipient.last_reply is not None or position not in attempt.kept_by:
+        return recipient
+    return replace(recipient, last_reply=attempt.kept_by[position])
 
 
 def _expire(recipients: list[Recipient], attempt: Attempt, results: Results) -> list[int]:
@@ -612,6 +621,12 @@ def _events(
         *(event(RecipientStatus.PENDING, each, recipients[each].last_reply) for each in put_off),
         *(event(RecipientStatus.FAILED, each, expiry(recipients[each].last_reply)) for each in expired),
     )
+
+
+def passed_over(state: HopState) -> Reply:
+    """Why a message is not even tried whose next hop is paused: what that said when others were."""
+    words = "the next hop is paused"
+    return Reply(451, "4.4.1", f"{words}: {state.reply}" if state.reply else words)
 
 
 NEVER_TRIED = Reply(451, "4.4.1", "the next hop could not be reached")

@@ -131,6 +131,7 @@ class HopState:
     condition: HopCondition
     scope: Scope | None = None  # of the trouble, None while open
     until_monotonic: float = 0.0  # when a pause, or the wait for its pace, ends
+    reply: Reply | None = None  # what told of the trouble
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,13 +146,14 @@ class Health:
             self._stop_alerts()
         elif not was_account:
             self._alert()
-        self._change(HopState(HopCondition.PAUSED, failure.scope, time.monotonic() + delay_seconds))
+        until = time.monotonic() + delay_seconds
+        self._change(HopState(HopCondition.PAUSED, failure.scope, until, failure.reply))
 
     def _let_probe(self) -> None:
         if self._pause_timer is not None:
             self._pause_timer.cancel()
             self._pause_timer = None
-        self._change(HopState(HopCondition.PROBING, self.state.scope))
+        self._change(HopState(HopCondition.PROBING, self.state.scope, reply=self.state.reply))
 
     def _open(self) -> None:
         self.close()

@@ -59,8 +59,6 @@ NOWHERE = ""  # the "next hop" of messages that no route takes
 LATE_SECONDS_MAX = 30.0  # of the timer, before something must be wrong with us
 TICK_SECONDS = 0.001  # what a timer may come too early
 
-PASSED_OVER = Reply(451, "4.4.1", "the next hop is paused")
-
 
 class Clock:
     """Time as the manager sees it; tests bring their own."""
@@ -854,9 +852,18 @@ class Manager:
             next_slot_in_seconds=record.due - self._clock.monotonic() - TICK_SECONDS,
             in_flight=frozenset(activity.flying | waiting) - results.keys(),
             own_trouble=own,
+            kept_by=self._kept_by(ways),
             delay_due=delay_due,
             can_carry=partial(self._can_carry, activity.envelope.device),
         )
+
+    def _kept_by(self, ways: Iterable[WayOut]) -> dict[int, Reply]:
+        return {
+            position: lifecycle.passed_over(self._hop_state(way.via[0]))
+            for way in ways
+            if self._is_paused(way.via)
+            for position in way.positions
+        }
 
     def _is_about_to_be_tried(self, record: Record, way: WayOut) -> bool:
         return way.via in record.waits_in and not self._is_paused(way.via)
@@ -1152,7 +1159,7 @@ class Manager:
                     queue_id=envelope.queue_id,
                     to=envelope.recipients[position].forward_path,
                     next_hop=way.via[0],
-                    reply=PASSED_OVER,
+                    reply=lifecycle.passed_over(self._hop_state(way.via[0])),
                     next_attempt_at=at,
                 )
         if envelope.kind is Kind.MAIL:

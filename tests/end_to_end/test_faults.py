@@ -97,7 +97,7 @@ WITHOUT_END = b"250-on and on\r\n" * 10_000
 
 FAULTS = (
     # before there is a session
-    _passing("banner-missing", "CONNECT", Act(after_seconds=0.5, then="close"), "Error connecting"),
+    _passing("banner-missing", "CONNECT", Act(after_seconds=0.5, then="close"), "the greeting"),
     _passing("banner-reset", "CONNECT", RESET),
     _passing("banner-421", "CONNECT", "421 4.3.2 too busy", "too busy"),
     _passing("banner-554", "CONNECT", "554 5.7.1 go away", "go away"),
@@ -363,19 +363,23 @@ def test_every_message_has_the_fate_that_is_due_to_it(town: Town, fault: Fault, 
 
 def _was_never_tried(report: email.message.Message) -> bool:
     """Its next hop was paused from the moment it came until its schedule was used up."""
-    return "451 4.4.1 the next hop could not be reached" in str(report)
+    return "451 4.4.1 the next hop is paused: " in _words(report)
 
 
 def _names_recipient_and_reason(
     report: email.message.Message, recipient: str, fault: Fault, expected: str
 ) -> None:
-    words, status, _ = (str(part) for part in report.get_payload())  # type: ignore[union-attr]
+    _, status, _ = (str(part) for part in report.get_payload())  # type: ignore[union-attr]
+    words = _words(report)
     assert recipient in words and f"Final-Recipient: rfc822;{recipient}" in status
     assert "Action: failed" in status
     assert ("Status: 4.4.7" in status) == (expected == EXPIRES)
-    assert _was_never_tried(report) or any(
-        each in " ".join(words.split()) for each in fault.reason.split("|")
-    ), words
+    assert any(each in words for each in fault.reason.split("|")), words
+
+
+def _words(report: email.message.Message) -> str:
+    """What a person reads of it, unwrapped."""
+    return " ".join(str(report.get_payload(0)).split())
 
 
 def test_nothing_was_cut_short(town: Town) -> None:

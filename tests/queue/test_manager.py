@@ -298,6 +298,21 @@ def test_a_parked_message_expires_at_the_end_of_the_schedule(tmp_path: Path) -> 
     run(scenario, config)
 
 
+def test_a_message_that_was_never_tried_is_reported_with_what_its_next_hop_said(tmp_path: Path) -> None:
+    async def scenario(bench: QueueBench) -> None:
+        bench.next_hops.pauses_on_trouble, bench.next_hops.says["isp"] = True, DOWN
+        await bench.submit()
+        await bench.quiet()
+        queue_id = await bench.submit()
+        await bench.advance(3100)
+        assert bench.next_hops.tries_of(queue_id) == 0 and queue_id not in bench.store.entries
+        (body,) = (body for envelope, _, body in bench.next_hops.messages if queue_id in envelope.queue_id)
+        assert f"the next hop is paused: {DOWN.reply}".encode() in b" ".join(bytes(body).split())
+
+    config = office(tmp_path, routes=(Route(via=("office",), recipients=("ann@*",)), Route(via=("isp",))))
+    run(scenario, config)
+
+
 def test_account_trouble_never_expires_a_message(tmp_path: Path) -> None:
     async def scenario(bench: QueueBench) -> None:
         hops = bench.next_hops

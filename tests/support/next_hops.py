@@ -89,8 +89,10 @@ class NextHops:
 
     # ── what the tests do ────────────────────────────────────────────────────────────────────────
 
-    def pause(self, name: str, scope: Scope = Scope.NEXT_HOP, until: float = 0.0) -> None:
-        self._change(name, HopState(HopCondition.PAUSED, scope, until))
+    def pause(
+        self, name: str, scope: Scope = Scope.NEXT_HOP, until: float = 0.0, reply: Reply | None = None
+    ) -> None:
+        self._change(name, HopState(HopCondition.PAUSED, scope, until, reply))
 
     def pace(self, name: str, until: float = 0.0) -> None:
         self._change(name, HopState(HopCondition.PACED, until_monotonic=until))
@@ -131,7 +133,7 @@ class NextHops:
             if isinstance(each, Failure) and each.scope in (Scope.NEXT_HOP, Scope.ACCOUNT)
         ]
         if trouble and self.pauses_on_trouble:
-            self.pause(name, trouble[0].scope)
+            self.pause(name, trouble[0].scope, reply=trouble[0].reply)
         elif not trouble and self.hop_state(name).condition is HopCondition.PROBING:
             self.open(name)
         return DeliveryReport(results)

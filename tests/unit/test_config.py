@@ -571,7 +571,7 @@ def paths_of(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str 
     return found
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(_KEYS, _VALUES, max_size=5), st.booleans())
 def test_every_key_is_found(document: dict[str, Any], multiline: bool) -> None:
     text = tomli_w.dumps(document, multiline_strings=multiline)

@@ -19,13 +19,25 @@ from pi_relay.lifecycle import (
     delayed_original,
     give_up,
     is_ours,
+    passed_over,
     report_address,
     report_envelope,
     report_id,
     settle,
     wholly_relayed,
 )
-from pi_relay.model import Envelope, Failure, Kind, NextHop, Recipient, RecipientStatus, Reply, Scope
+from pi_relay.model import (
+    Envelope,
+    Failure,
+    HopCondition,
+    HopState,
+    Kind,
+    NextHop,
+    Recipient,
+    RecipientStatus,
+    Reply,
+    Scope,
+)
 
 ISP = NextHop("isp", "smtp.isp.example", 587, "starttls")
 OK = Reply(250, "2.0.0", "queued", "mx.example")
@@ -182,6 +194,22 @@ def test_the_schedule_used_up_fails_with_4_4_7() -> None:
         assert event.status is RecipientStatus.FAILED
         assert event.reply.enhanced_status == "4.4.7" and "no" in event.reply.text
         assert event.dsn == report.queue_id
+
+
+def test_who_was_never_tried_hears_why_nobody_was() -> None:
+    said = Reply(421, "4.3.2", "too busy", "mx.example")
+    paused = HopState(HopCondition.PAUSED, Scope.NEXT_HOP, reply=said)
+    attempt = Attempt(0, NOW, slots_used=6, kept_by={0: passed_over(paused)})
+    result = settle(CONFIG, SCHEDULE, message(), attempt, {})
+    (recipient,), (event,) = result.envelope.recipients, result.events
+    assert recipient.last_reply == Reply(451, "4.4.1", "the next hop is paused: 421 4.3.2 too busy")
+    assert "too busy" in event.reply.text and event.reply.enhanced_status == "4.4.7"
+
+
+def test_who_was_tried_keeps_the_answer() -> None:
+    attempt = Attempt(2, NOW, slots_used=1, kept_by={0: passed_over(HopState(HopCondition.PAUSED))})
+    result = settle(CONFIG, SCHEDULE, message(), attempt, {0: (None, GREYLISTED)})
+    assert result.envelope.recipients[0].last_reply == GREYLISTED.reply
 
 
 def test_expiry_without_an_attempt() -> None:
