@@ -67,25 +67,30 @@ class Session:
 class TlsContexts:
     """One context that verifies and one that does not, made when first needed, for all sessions."""
 
-    _made: dict[bool, ssl.SSLContext] = field(default_factory=dict)
+    _making: dict[bool, asyncio.Future[ssl.SSLContext]] = field(default_factory=dict)
 
     async def get(self, verify: bool) -> ssl.SSLContext:
-        if verify not in self._made:
-            # Off the loop: a bundle of all CAs takes a Pi a tenth of a second.
-            made = await asyncio.get_running_loop().run_in_executor(None, _make_context, verify)
-            self._made.setdefault(verify, made)
-        return self._made[verify]
+        making = self._making.get(verify)
+        if making is None:
+            # Off the loop: a bundle of all CAs takes a Pi a tenth of a second. Once for all who need it now.
+            making = asyncio.get_running_loop().run_in_executor(None, _make_context, verify)
+            self._making[verify] = making
+        try:
+            return await asyncio.shield(making)
+        except OSError:  # the folder of CAs: it may be readable again
+            self._making.pop(verify, None)
+            raise
 
 
 def _make_context(verify: bool) -> ssl.SSLContext:
-    if verify and (folder := _hashed_ca_folder()):
-        # OpenSSL looks the one CA up that it needs; the bundle would cost 2.4 MB.
-        return ssl.create_default_context(capath=folder)
-    context = ssl.create_default_context()
     if not verify:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the CAs: their bundle costs 2.4 MB
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    return context
+        return context
+    # By the folder, OpenSSL looks up the one CA that it needs.
+    folder = _hashed_ca_folder()
+    return ssl.create_default_context(capath=folder) if folder else ssl.create_default_context()
 
 
 def _hashed_ca_folder() -> str:
@@ -301,7 +306,7 @@ class _Opening:
             raise _lost(Stage.TLS, _tls_trouble(problem)) from None
         except (aiosmtplib.SMTPException, OSError) as problem:
             self._do_without_tls()
-            raise _lost(self._stage, _words(problem)) from None
+            raise _lost(self._stage, _broken_off(self._stage, problem)) from None
         finally:
             # Where the session is open, its transport has been taken over and this closes nothing.
             smtp.close()
@@ -398,6 +403,25 @@ def _loop(text: str) -> Failure:
 
 def _lost(stage: Stage, text: str) -> SessionFailed:
     return SessionFailed(connection_failure(stage, text))
+
+
+_WAITED_FOR = {
+    Stage.GREETING: "the greeting",
+    Stage.EHLO: "the answer to EHLO",
+    Stage.TLS: "TLS",
+    Stage.AUTH: "the answer to AUTH",
+}
+
+
+def _broken_off(stage: Stage, problem: BaseException) -> str:
+    """What ended an opening, and where: aiosmtplib speaks of end of file and of port None."""
+    if isinstance(problem.__cause__, ssl.SSLError):
+        return _tls_trouble(problem.__cause__)
+    if isinstance(problem, TimeoutError):
+        return f"no answer in time, waiting for {_WAITED_FOR[stage]}"
+    if isinstance(problem, ConnectionError):
+        return f"connection closed by the other side, waiting for {_WAITED_FOR[stage]}"
+    return _words(problem)
 
 
 def _words(problem: BaseException) -> str:

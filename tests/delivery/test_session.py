@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from pi_relay.config import Listener
+from pi_relay.delivery.session import TlsContexts
 from tests.delivery.office import Office, config, deliver_once, failure, fates, smart_host, with_office
 from tests.support.certificates import Authority
 from tests.support.misbehaving_hop import DROP, HANG, RESET, Act, MisbehavingHop
@@ -120,6 +122,7 @@ def test_no_good_greeting_is_the_next_hops_trouble_and_the_next_way_is_taken(gre
     with MisbehavingHop({"CONNECT": greeting}) as hop, MisbehavingHop() as other:
         report = deliver_once(config(smart_host(hop)))
         assert failure(report).scope == "next_hop" and not failure(report).permanent
+        assert "port None" not in failure(report).reply.text
         assert fates(deliver_once(config(smart_host(hop), smart_host(other, "other")))) == ["relayed"]
     assert "MAIL" not in hop.verbs()
 
@@ -348,3 +351,21 @@ def test_the_tls_context_is_made_once(tls: ssl.SSLContext, monkeypatch: pytest.M
     with MisbehavingHop(tls=tls) as hop:
         with_office(config(smart_host(hop, tls="starttls")), use)
     assert len(hop.connections) == 3 and len(made) == 1
+
+
+def test_many_sessions_at_once_share_one_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    make = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda *a, **k: made.append(1) or make(*a, **k))
+
+    async def use() -> None:
+        contexts = TlsContexts()
+        got = await asyncio.gather(*(contexts.get(verify=True) for _ in range(5)))
+        assert len(set(map(id, got))) == len(made) == 1
+
+    asyncio.run(use())
+
+
+def test_who_verifies_nothing_does_without_the_cas() -> None:
+    context = asyncio.run(TlsContexts().get(verify=False))
+    assert context.verify_mode is ssl.CERT_NONE and not context.get_ca_certs()
