@@ -268,7 +268,7 @@ def test_the_last_good_record_counts_wherever_an_append_was_cut(tmp_path: Path) 
     assert files.read_message(str(path), check=True)[0] == STATES[1], "zeros behind"
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     flips=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(1, 255)), max_size=5),
     cut=st.integers(0, len(WHOLE)),
@@ -294,13 +294,13 @@ def test_a_damaged_file_is_read_right_or_not_at_all(
         assert bytes_of(message) == HEADER + BODY
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_no_bytes_are_taken_for_a_record(data: bytes) -> None:
     assert last_record(data + files.MAGIC) is None
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=st.binary(min_size=1, max_size=40), at=st.floats(0, 1), cut=st.booleans())
 def test_damage_to_one_file_never_touches_the_others(
     tmp_path_factory: pytest.TempPathFactory, damage: bytes, at: float, cut: bool

@@ -354,7 +354,7 @@ def found_in_bytes(path: Path, data: bytes | bytearray) -> Replay:
     return found_in(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     flips=st.lists(st.tuples(st.integers(0, SIZE_BYTES - 1), st.integers(1, 255)), max_size=6),
     cut=st.none() | st.integers(0, SIZE_BYTES),
@@ -386,7 +386,7 @@ def test_no_damage_raises_or_touches_other_messages(
                 assert replay.damaged, "lost without a word"
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=3 * BLOCK_BYTES), at=st.integers(0, 3))
 def test_any_bytes_with_a_magic_in_front_are_survived(tmp_path: Path, data: bytes, at: int) -> None:
     image = bytearray(4 * BLOCK_BYTES)

@@ -174,7 +174,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
         yield opened
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(FIELD, max_size=3), FROM, SENDER, st.lists(FIELD, max_size=3), TEXT)
 def test_what_is_accepted_is_what_is_queued(
     room: Room,
