@@ -99,6 +99,18 @@ ROWS = (
         alone=True,
     ),
     Row(
+        "direct",
+        "2 KB to 200 domains, straight to their MX hosts",
+        work.direct,
+        (
+            Figure("rate", "relayed /s", Against.TIMES, 1, 2),
+            Figure("cpu_ms", "CPU ms a message"),
+            Figure("pss_mb", "PSS, MB", Against.ITSELF, 40, 30),
+            Figure("queries", "DNS queries a domain", Against.ITSELF, 4, 4),
+            Figure("connections", "connections a message", Against.SHARE, 1, 1 / 2),
+        ),
+    ),
+    Row(
         "memory",
         "idle, then 20 uploads of 25 MB at once",
         work.memory,

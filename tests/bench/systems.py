@@ -1,4 +1,5 @@
-"""The two contestants, each as a whole system in processes of its own, handing everything to one smart host.
+"""The two contestants, each as a whole system in processes of its own, handing everything to one smart host,
+or each message to the MX host of its domain.
 
 Both are as shipped but for limits that would stand in the way of a load: sizes for both; for pi-relay also
 connections, in all and from one client (``tests.support.relay``). Postfix logs to the system's log socket,
@@ -54,6 +55,7 @@ class Contestant:
     postfix: bool
     signs: bool = False
     judges: bool = False  # who may send as whom
+    direct: bool = False  # to the MX hosts that the DNS server on 127.0.0.1 names
     connections_max: int = 400
 
     def system(self, directory: Path, smart_host_port: int, storage: Path | None = None) -> System:
@@ -62,7 +64,12 @@ class Contestant:
             return StockPostfix(
                 smart_host_port=smart_host_port,
                 queue_directory=storage and storage / "queue",
-                parameters={"message_size_limit": "67108864", "mailbox_size_limit": "0"},
+                parameters={
+                    "message_size_limit": "67108864",
+                    "mailbox_size_limit": "0",
+                    **({"relayhost": ""} if self.direct else {}),
+                },
+                dns_server="127.0.0.1" if self.direct else "",
             )
         return PiRelay(
             directory,
@@ -70,7 +77,7 @@ class Contestant:
             state_directory=storage and storage / "state",
             connections_max=self.connections_max,
             submission_extra=_POLICY if self.judges else "",
-            queue_extra=_signing(directory) if self.signs else "",
+            queue_extra=(_signing(directory) if self.signs else "") + (_DIRECT if self.direct else ""),
         )
 
 
@@ -105,6 +112,16 @@ recipients = ["*@office.example", "*@branch.example"]
         )
     )
 )
+
+
+_DIRECT = """
+[direct]
+dns_servers = ["127.0.0.1"]
+allow_private = true
+
+[[routes]]
+via = ["direct"]
+"""
 
 
 def _signing(directory: Path) -> str:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench.systems import (
@@ -23,14 +23,17 @@ from tests.bench.systems import (
     System,
 )
 from tests.support.attacks import ATTACKS, Attack
+from tests.support.dns_server import DnsServer
+from tests.support.namespaces import own_network
 from tests.support.processes import cpu_seconds, free_port, memory_bytes
 from tests.support.sdcard import Costs, SdCard
-from tests.support.sinks import SmtpSink, smtp_source
+from tests.support.sinks import SmtpSink, smtp_source, smtp_sources
 
 MB = 1_000_000
 SMALL_BYTES = 2048
 LARGE_BYTES = 25 * MB
 IDLE_CONNECTIONS = 1000
+DOMAINS = 200
 CARD_BYTES = 1 << 30
 COMMIT_INTERVAL_SECONDS = 5  # ext4's: what a message left behind in memory has reached the disk after it
 
@@ -52,9 +55,10 @@ class Scale:
     card_relayed: int = 2000
     card_accepted: int = 60
     attacked: int = 30
+    direct_each: int = 10
 
 
-QUICK = Scale(1, 1, 300, 20, 4, 300, 3, 3, 200, 10, 5)
+QUICK = Scale(1, 1, 300, 20, 4, 300, 3, 3, 200, 10, 5, 1)
 
 
 def relay(contestant: Contestant, scale: Scale) -> Measurements:
@@ -167,6 +171,46 @@ def outage(contestant: Contestant, scale: Scale) -> Measurements:
             "pss_mb": pss / MB,
             "drain_rate": (scale.queued - 1) / (last_at - first_at),
         }
+
+
+def direct(contestant: Contestant, scale: Scale) -> Measurements:
+    """2 KB to each of 200 domains, straight to their MX hosts in a network of their own.
+
+    Every MX host is the one sink, at another address. Whatever UDP is sent there is a query or its answer.
+    """
+    names = [f"d{number}" for number in range(DOMAINS)]
+    zone = "\n".join(f"{name} MX 10 mx.{name}\nmx.{name} A 127.0.1.{i + 1}" for i, name in enumerate(names))
+    recipients = [f"someone@{name}.example" for name in names]
+    messages = 2 * scale.direct_each * DOMAINS
+    with (
+        own_network(),
+        _folder() as folder,
+        DnsServer({"example": zone}, port=53, ttl_seconds=3600),
+        SmtpSink(folder, host="", port=25) as sink,
+    ):
+        datagrams = _datagrams_sent()
+        with _running(replace(contestant, direct=True), folder, sink.port) as system:
+            cpu = cpu_seconds(system.pid)
+            started_at = time.monotonic()
+            for already in (0, messages // 2):
+                smtp_sources(system.port, recipients, messages=scale.direct_each, sessions=20)
+                last_at = sink.wait_for(already + messages // 2, 600)
+            used = cpu_seconds(system.pid) - cpu
+            pss = memory_bytes(system.pid, "Pss")  # with the sessions that are kept
+        return {
+            "rate": messages / (last_at - started_at),
+            "cpu_ms": used / messages * 1000,
+            "pss_mb": pss / MB,
+            "queries": (_datagrams_sent() - datagrams) / 2 / DOMAINS,
+            "connections": sink.connections() / messages,
+        }
+
+
+def _datagrams_sent() -> int:
+    """In this network, so far: RFC 4113, udpOutDatagrams."""
+    lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+    heading, numbers = (line.split() for line in lines if line.startswith("Udp:"))
+    return int(numbers[heading.index("OutDatagrams")])
 
 
 def sdcard(contestant: Contestant, scale: Scale) -> Measurements:

@@ -49,6 +49,7 @@ class Postfix:
 
     ``smart_host_port``: everything is handed on to that loopback port; without it, everything is delivered
     into ``self.maildir``. ``parameters`` go to main.cf as they are. The queue may lie elsewhere (an SD card).
+    ``dns_server``: an address that it asks instead of the machine's (in a mount namespace of its own).
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Postfix:
         smart_host_port: int | None = None,
         parameters: Mapping[str, str] | None = None,
         queue_directory: Path | None = None,
+        dns_server: str = "",
     ) -> None:
         directory = Path(tempfile.mkdtemp(prefix="postfix-"))
         weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
@@ -66,6 +68,9 @@ class Postfix:
         self.configuration = directory / "etc"
         self.queue_directory = queue_directory or directory / "queue"
         self.maildir = directory / "Maildir"
+        self._resolv_conf = directory / "resolv.conf" if dns_server else None
+        if self._resolv_conf is not None:
+            self._resolv_conf.write_text(f"nameserver {dns_server}\n")
         self._parameters = {
             "compatibility_level": "3.6",
             "queue_directory": str(self.queue_directory),
@@ -112,7 +117,7 @@ class Postfix:
 
     def _postfix(self, command: str) -> None:
         result = subprocess.run(
-            ["postfix", "-c", str(self.configuration), command],
+            [*self._with_resolv_conf(), "postfix", "-c", str(self.configuration), command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,6 +128,13 @@ class Postfix:
             log = self.maildir.parent / "maillog"
             words = log.read_text()[-2000:] if log.exists() else ""
             raise RuntimeError(f"postfix {command} failed: {result.stdout}{words}")
+
+    def _with_resolv_conf(self) -> list[str]:
+        """The beginning of a command that sees that file in the place of /etc/resolv.conf."""
+        if self._resolv_conf is None:
+            return []
+        script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", script, str(self._resolv_conf)]
 
     def _lay_out(self) -> None:
         self.configuration.mkdir(parents=True, exist_ok=True)

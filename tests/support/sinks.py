@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.processes import free_port, greeting, wait_until
@@ -18,13 +19,17 @@ from tests.support.processes import free_port, greeting, wait_until
 class SmtpSink:
     """A next hop that takes everything and counts it.
 
-    ``dump``: a file to which each message is appended, with its envelope as X- headers.
+    ``dump``: a file to which each message is appended, with its envelope as X- headers. ``host``: "" listens
+    at every address.
     """
 
-    def __init__(self, directory: Path, *, port: int = 0, dump: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, host: str = "127.0.0.1", port: int = 0, dump: Path | None = None
+    ) -> None:
         self.port = port or free_port()
+        self._host = host
         self._counters = directory / f"smtp-sink-{self.port}.counters"
-        self._arguments = ["smtp-sink", "-c"]
+        self._arguments = ["smtp-sink", "-c", "-m", "1000"]
         if os.geteuid() == 0:
             self._arguments += ["-u", "root"]
         if dump is not None:
@@ -34,7 +39,7 @@ class SmtpSink:
     def __enter__(self) -> SmtpSink:
         with self._counters.open("wb") as counters:
             self._process = subprocess.Popen(
-                [*self._arguments, f"127.0.0.1:{self.port}", "512"],
+                [*self._arguments, f"{self._host}:{self.port}", "512"],
                 stdout=counters,
                 stderr=subprocess.DEVNULL,
             )
@@ -49,9 +54,16 @@ class SmtpSink:
 
     def count(self) -> int:
         """Messages taken since it was started."""
+        return self._counted(b"mesg")
+
+    def connections(self) -> int:
+        """Sessions that have ended, since it was started."""
+        return self._counted(b"sess")
+
+    def _counted(self, what: bytes) -> int:
         with self._counters.open("rb") as counters:
             counters.seek(max(0, self._counters.stat().st_size - 128))
-            seen = re.findall(rb"mesg=(\d+)", counters.read())
+            seen = re.findall(what + rb"=(\d+)", counters.read())
         return int(seen[-1]) if seen else 0
 
     def wait_for(self, messages: int, timeout_seconds: float) -> float:
@@ -84,6 +96,27 @@ def smtp_source(
         timeout=timeout_seconds,
     )
     return time.monotonic() - started_at
+
+
+def smtp_sources(
+    port: int,
+    recipients: Sequence[str],
+    *,
+    messages: int,
+    sessions: int,
+    size_bytes: int = 2048,
+    sender: str = "printer@office.example",
+    timeout_seconds: float = 600,
+) -> None:
+    """Submit so many messages to each of the recipients, each in one session, so many sessions at once."""
+    source = ["smtp-source", "-d", "-m", str(messages), "-l", str(size_bytes), "-f", sender, "-t", "{}"]
+    subprocess.run(
+        ["xargs", "-P", str(sessions), "-I{}", *source, f"127.0.0.1:{port}"],
+        input="\n".join(recipients),
+        text=True,
+        check=True,
+        timeout=timeout_seconds,
+    )
 
 
 def missing_tools() -> str:
