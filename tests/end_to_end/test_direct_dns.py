@@ -1,7 +1,7 @@
 """The real relay in a network of its own, with a DNS server that misbehaves.
 
-The DNS's trouble is nobody's fault: mail waits, is delivered when the DNS is well again, and fails only when the
-schedule is used up, with the reason. What the DNS does say is believed at once.
+The DNS's trouble is nobody's fault: mail waits, is delivered when the DNS is well again, and fails only when
+the schedule is used up, with the reason. What the DNS does say is believed at once.
 """
 
 from __future__ import annotations
