@@ -77,6 +77,7 @@ class Relay:
             config,
             begin=self.begin,
             tls_context=self.certificates.context,
+            clock_is_wrong=clock.is_wrong,
             quotas=self.quotas,
             sockets=Sockets(service_manager),
         )

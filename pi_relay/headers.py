@@ -121,21 +121,34 @@ def protocol_name(*, extended: bool, utf8: bool, tls: bool, authenticated: bool)
     return f"{name}{'S' if tls else ''}{'A' if authenticated else ''}" if name != "SMTP" else name
 
 
-def repairs(header: Header, *, queue_id: str, by: str, reverse_path: str, at: float) -> bytes:
+def repairs(
+    header: Header, *, queue_id: str, by: str, reverse_path: str, at: float, dated: bool = True
+) -> bytes:
     """The Date and Message-ID that a message lacks (RFC 6409 8.1 and 8.3), b"" where it lacks none.
 
-    A message that is signed (DKIM) stays as it is: what is added could be covered by the signature.
+    ``dated``: whether the clock can be believed; else the Date is left to ``with_date``. A message that is
+    signed (DKIM) stays as it is: what is added could be covered by the signature.
     """
     names = header.names
     if b"dkim-signature" in names:
         return b""
     added = b""
-    if b"date" not in names:
+    if b"date" not in names and dated:
         added += b"Date: " + date(at) + CRLF
     if b"message-id" not in names:
         domain = by if is_public_hostname(by) else _domain(header, reverse_path) or by
         added += f"Message-ID: <{int(at):x}.{queue_id}@{domain}>\r\n".encode("ascii", "replace")
     return added
+
+
+def with_date(block: bytes, at: float) -> bytes:
+    """The block of a stored message, with a Date if it came without one while the clock was wrong."""
+    if b"\r\nDate:" in block:
+        return block
+    names = Header(block).names
+    if b"date" in names or b"dkim-signature" in names:
+        return block
+    return block[:-2] + b"Date: " + date(at) + CRLF + CRLF
 
 
 def is_public_hostname(hostname: str) -> bool:

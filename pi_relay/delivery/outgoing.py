@@ -8,13 +8,14 @@ It must not know sessions, nor what the other side answers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pi_relay import maillog, senders
 from pi_relay.config import Config, SmartHost, looks_like_address
 from pi_relay.delivery.signing import Signer
-from pi_relay.headers import Header
+from pi_relay.headers import Header, with_date
 from pi_relay.model import Envelope, Kind, StoredMessage
 
 
@@ -69,6 +70,9 @@ async def derive(
     config: Config, envelope: Envelope, message: StoredMessage, *, guise: Guise, signer: Signer
 ) -> Outgoing:
     """Raises SigningFailed where it would have to be signed and cannot be."""
+    header = with_date(message.header, time.time())
+    if header is not message.header:
+        message = replace(message, header=header)
     outgoing = Outgoing(guise.reverse_path, message)
     if guise.sender:
         outgoing = _in_the_name_of(guise, envelope, message)

@@ -90,8 +90,8 @@ class Server:
 
     ``begin``: opens a place in the queue, or raises QueueRefusal. ``tls_context``: the context for the next
     handshake, given whether it is with a ``legacy`` device; None, or an exception: no TLS now.
-    ``now``: seconds since the epoch. ``quotas``: where clients are counted; None: in memory. ``sockets``:
-    those that outlive this process; None: none.
+    ``now``: seconds since the epoch; ``clock_is_wrong``: whether they mean nothing. ``quotas``: where clients
+    are counted; None: in memory. ``sockets``: those that outlive this process; None: none.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Server:
         begin: Begin,
         tls_context: Callable[[bool], ssl.SSLContext | None],
         now: Callable[[], float] = time.time,
+        clock_is_wrong: Callable[[], bool] = lambda: False,
         authenticator: Authenticator | None = None,
         quotas: Quotas | None = None,
         sockets: Sockets | None = None,
@@ -114,6 +115,7 @@ class Server:
             authenticator=authenticator or Authenticator(),
             limits=Limits(quotas or Quotas()),
             now=now,
+            clock_is_wrong=clock_is_wrong,
             connections_max=_connections_max(config),
         )
         self._bound: dict[tuple[str, int], _Bound] = {}

@@ -70,6 +70,7 @@ class Service:
     limits: Limits = field(default_factory=lambda: Limits(Quotas()))
     legacy_uses: legacy.Uses = field(default_factory=legacy.Uses)
     now: Callable[[], float] = time.time
+    clock_is_wrong: Callable[[], bool] = lambda: False
     connections_max: int = 0  # as the file has it, or as few as the system allows
 
 
@@ -332,6 +333,7 @@ class Session(Connection):
                 authenticated=self._username != "",
             ),
             at=service.now(),
+            dated=not service.clock_is_wrong(),
         )
         try:
             await self._receive(transaction, origin)

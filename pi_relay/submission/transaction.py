@@ -31,6 +31,7 @@ class Origin(NamedTuple):
     hostname: str  # ours
     protocol: str  # "ESMTPSA" ...
     at: float  # seconds since the epoch
+    dated: bool  # whether that is to be believed
 
 
 class Transaction:
@@ -160,6 +161,7 @@ class Transaction:
             by=origin.hostname,
             reverse_path=self.reverse_path,
             at=origin.at,
+            dated=origin.dated,
         )
         message_id = header.value(b"message-id") or Header(added).value(b"message-id")
         self.message_id = message_id.decode("utf-8", "backslashreplace")

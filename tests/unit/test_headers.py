@@ -170,6 +170,17 @@ def test_what_is_missing_is_added() -> None:
     assert repairs(b"DKIM-Signature: v=1\r\n\r\n") == b""
 
 
+def test_by_a_wrong_clock_the_date_is_left_for_later() -> None:
+    block = b"Received: from x\r\nSubject: s\r\n\r\n"
+    given = {"queue_id": "0001", "by": "relay.office.example", "reverse_path": ""}
+    assert b"Date:" not in headers.repairs(Header(block), at=AT, dated=False, **given)
+    dated = headers.with_date(block, AT)
+    assert dated == b"Received: from x\r\nSubject: s\r\nDate: " + headers.date(AT) + b"\r\n\r\n"
+    assert headers.with_date(dated, 0.0) is dated
+    for own in (b"Received: x\r\nDATE : x\r\n\r\n", b"Received: x\r\nDKIM-Signature: v=1\r\n\r\n"):
+        assert headers.with_date(own, AT) is own
+
+
 def test_a_private_hostname_stays_inside() -> None:
     assert repairs(b"From: A <x@shop.example>\r\n\r\n", by="pi.local").endswith(b"@shop.example>\r\n")
     assert repairs(b"\r\n", by="raspberrypi").endswith(b"@office.example>\r\n")
