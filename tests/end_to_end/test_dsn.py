@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import email
-import email.policy
 import re
 import smtplib
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from tests.support.misbehaving_hop import EXTENSIONS, Message, MisbehavingHop
 from tests.support.postfix import Postfix
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
+from tests.support.reports import fields_of, report_in
 
 SENDER = "scans@office.example"
 CONTENT = (
@@ -41,19 +40,6 @@ def submit(
         assert client.data(CONTENT)[0] == 250
 
 
-def is_about(content: bytes) -> EmailMessage:
-    message = email.message_from_bytes(content, policy=email.policy.default)
-    assert isinstance(message, EmailMessage) and message.get_content_type() == "multipart/report"
-    return message
-
-
-def fields_of(report: EmailMessage) -> list[dict[str, str]]:
-    """The groups of the delivery-status part: of the message, then of each recipient."""
-    part = list(report.iter_parts())[1]
-    assert part.get_content_type() == "message/delivery-status"
-    return [{name.lower(): str(value) for name, value in group.items()} for group in part.get_payload()]  # type: ignore[union-attr]
-
-
 def reports(hop: MisbehavingHop) -> list[Message]:
     return [message for message in hop.messages if message.mail.startswith("FROM:<>")]
 
@@ -62,7 +48,7 @@ def reported(hop: MisbehavingHop) -> EmailMessage:
     wait_until(lambda: reports(hop), 20, "a report at the next hop")
     [report] = reports(hop)
     assert report.rcpts == [f"TO:<{SENDER}>"]
-    return is_about(report.content)
+    return report_in(report.content)
 
 
 def emptied(relay: Relay) -> None:
@@ -169,7 +155,7 @@ def test_postfix_takes_over_what_it_is_asked_to_notify(tmp_path: Path) -> None:
         emptied(relay)
         contents = [path.read_bytes() for path in hop.inbox.iterdir()]
     [report] = [content for content in contents if b"multipart/report" in content]
-    of_message, ann = fields_of(is_about(report))
+    of_message, ann = fields_of(report_in(report))
     assert of_message["reporting-mta"] == "dns; postfix.office.example"
     assert of_message["original-envelope-id"] == "QQ=314"
     assert ann["action"] == "delivered"

@@ -37,10 +37,10 @@ def wait_until(condition: Callable[[], object], timeout_seconds: float, what: st
         time.sleep(0.005)
 
 
-def greeting(port: int, timeout_seconds: float = 5.0) -> bytes:
-    """The first line that a server on loopback says; b"" where nobody answers yet."""
+def greeting(port: int, timeout_seconds: float = 5.0, *, host: str = "127.0.0.1") -> bytes:
+    """The first line that a server says; b"" where nobody answers yet."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout_seconds) as connection:
+        with socket.create_connection((host, port), timeout_seconds) as connection:
             return connection.makefile("rb").readline()
     except OSError:
         return b""
