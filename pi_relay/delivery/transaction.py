@@ -206,8 +206,9 @@ def _lost(wire: Wire, stage: Stage) -> Failure:
 
 
 def _no_more(failure: Failure) -> bool:
-    """It takes no more recipients in this transaction (RFC 5321 4.5.3.1.10)."""
-    return failure.reply.code in (452, 552) and not failure.permanent
+    """It takes no more recipients in this transaction (RFC 5321 4.5.3.1.10; OpenSMTPD says 451 4.5.3)."""
+    said_so = failure.reply.code in (452, 552) or failure.reply.enhanced_status == "4.5.3"
+    return said_so and not failure.permanent
 
 
 # ── the content ──────────────────────────────────────────────────────────────────────────────────

@@ -231,7 +231,8 @@ def test_a_transaction_left_open_is_reset_before_the_next() -> None:
 
 @both_ways
 @pytest.mark.parametrize(
-    "reply", ["452 4.5.3 too many recipients", "552 5.5.3 too many recipients", "552 enough"]
+    "reply",
+    ["452 4.5.3 too many", "451 4.5.3 too many", "552 5.5.3 too many recipients", "552 enough"],
 )
 def test_who_was_too_many_goes_in_a_new_transaction(extensions: tuple[str, ...], reply: str) -> None:
     taken_in_this: list[str] = []

@@ -152,6 +152,7 @@ keep_environment =
 {tls}
 {dsn}
 message_size_limit = {size_max}
+recipients_max = {recipients_max}
 # It runs without the set-user-id bit that an installed one has.
 deliver_drop_privilege
 acl_smtp_rcpt = recipient
@@ -187,6 +188,7 @@ def exim(
     port: int = 25,
     tls: Leaf | None = None,
     size_max_bytes: int = 10_000_000,
+    recipients_max: int = 1000,
     dsn: bool = False,
     greylisting_seconds: int = 0,
 ) -> Mta:
@@ -202,6 +204,7 @@ def exim(
         address=address,
         port=port,
         size_max=size_max_bytes,
+        recipients_max=recipients_max,
         dsn="dsn_advertise_hosts = *" if dsn else "",
         tls=(
             "tls_advertise_hosts = *\ntls_certificate = /etc/certificate.pem\ntls_privatekey = /etc/key.pem"
@@ -219,6 +222,7 @@ def exim(
 _OPENSMTPD = """\
 {tls}
 smtp max-message-size {size_max}
+smtp limit max-rcpt {recipients_max}
 listen on {address} port {port} {options}
 table known {{ {known} }}
 action "deliver" maildir "/srv/Maildir" virtual <known>
@@ -232,6 +236,7 @@ def opensmtpd(
     port: int = 25,
     tls: Leaf | None = None,
     size_max_bytes: int = 10_000_000,
+    recipients_max: int = 1000,
     dsn: bool = True,
 ) -> Mta:
     """``dsn``: whether it has that extension, which can be taken away."""
@@ -240,6 +245,7 @@ def opensmtpd(
     text = _OPENSMTPD.format(
         tls=pki if tls else "",
         size_max=size_max_bytes,
+        recipients_max=recipients_max,
         address=address,
         port=port,
         options=" ".join(options),
