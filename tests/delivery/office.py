@@ -22,7 +22,7 @@ from pi_relay.model import (
 )
 from tests.support.misbehaving_hop import MisbehavingHop
 
-HEADER = b"From: scans@office.example\r\nSubject: a scan\r\n\r\n"
+HEADER = b"From: scans@office.example\r\nDate: Tue, 24 Nov 2026 15:00:00 +0000\r\nSubject: a scan\r\n\r\n"
 BODY = b"A page.\r\n..\r\nAnother.\r\n"  # as it is stored: dot-stuffed
 SMALL = StoredMessage(HEADER, BODY)
 IMPATIENT = Timeouts(

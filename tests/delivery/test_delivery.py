@@ -486,14 +486,14 @@ def mails(hop: MisbehavingHop) -> list[str]:
 
 
 def test_what_a_host_demands_stands_for_whoever_sent_it() -> None:
-    header = b"From: Ann <ann@office.example>\r\nSender: scans@office.example\r\nSubject: x\r\n\r\n"
+    header = b"From: Ann <ann@office.example>\r\nSender: scans@office.example\r\nDate: x\r\n\r\n"
     with MisbehavingHop() as hop:
         assert fates(
             deliver_once(config(smart_host(hop, sender=ISP)), A, message=StoredMessage(header, BODY))
         ) == ["relayed"]
     assert mails(hop) == [f"FROM:<{ISP}>"]
     assert hop.messages[0].content.startswith(
-        b"From: Ann <u1234@isp.example>\r\nReply-To: Ann <ann@office.example>\r\nSubject: x\r\n\r\n"
+        b"From: Ann <u1234@isp.example>\r\nReply-To: Ann <ann@office.example>\r\nDate: x\r\n\r\n"
     )
 
 
@@ -507,12 +507,12 @@ def test_each_host_gets_the_sender_that_it_demands() -> None:
 
 
 def test_a_report_is_shown_in_the_name_that_a_host_demands() -> None:
-    report = StoredMessage(b"From: Mail relay <MAILER-DAEMON@relay.office.example>\r\n\r\n", BODY)
+    report = StoredMessage(b"Date: x\r\nFrom: Mail relay <MAILER-DAEMON@relay.office.example>\r\n\r\n", BODY)
     with MisbehavingHop() as hop:
         office = config(smart_host(hop, sender=ISP))
         fate = deliver_once(office, A, message=report, reverse_path="", kind=Kind.DSN)
     assert (fates(fate), mails(hop)) == (["relayed"], ["FROM:<>"])
-    assert hop.messages[0].content.startswith(b"From: Mail relay <u1234@isp.example>\r\n\r\n")
+    assert hop.messages[0].content.startswith(b"Date: x\r\nFrom: Mail relay <u1234@isp.example>\r\n\r\n")
 
 
 @pytest.mark.parametrize(
