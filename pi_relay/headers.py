@@ -151,6 +151,11 @@ def with_date(block: bytes, at: float) -> bytes:
     return block[:-2] + b"Date: " + date(at) + CRLF + CRLF
 
 
+def waives_tls(block: bytes) -> bool:
+    """Whether the sender would rather have it in clear than late: ``TLS-Required: No`` (RFC 8689 5)."""
+    return Header(block).value(b"tls-required").lower() == b"no"
+
+
 def is_public_hostname(hostname: str) -> bool:
     """Whether the name can stand in a Message-ID or EHLO outside the office."""
     name = hostname.lower().rstrip(".")

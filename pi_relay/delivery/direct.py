@@ -7,7 +7,8 @@ How a domain is tried
     - Only a domain is paused, never an MX host: the trouble of one domain delays no other.
     - Sessions are kept by host, so that domains with the same MX host share them.
     - TLS: where it is offered, unverified, and in clear else; by an MTA-STS policy that is enforced, or for a
-      message that demands it (REQUIRETLS), verified or not at all.
+      message that demands it (REQUIRETLS), verified or not at all. A message may waive the policy
+      (TLS-Required: No, RFC 8689 5), unless it demands TLS as well.
     - Where we are among the MX hosts, by name or because one leads to a listener of ours, those of the same
       or a higher preference number are not tried (RFC 5321 5.1); where none is left, the mail would come back
       to us: it fails.
@@ -36,6 +37,7 @@ from pi_relay.delivery.pacing import Pacing, longest_gap_seconds
 from pi_relay.delivery.session import Address, Resolve, Session, SessionFailed
 from pi_relay.delivery.signing import Signer
 from pi_relay.delivery.timeouts import Timeouts
+from pi_relay.headers import waives_tls
 from pi_relay.lifecycle import LOOPED, Stage, connection_failure, leads_back
 from pi_relay.model import (
     Envelope,
@@ -183,7 +185,7 @@ class Direct:
     ) -> None:
         try:
             exchangers = self._without_us(domain, await self._lookups.exchangers(domain))
-            policy = await self._policies.policy(domain) if self._policies is not None else None
+            policy = await self._policy(domain, envelope, message)
         except LookupFailed as failed:
             attempt.pass_over(positions, failed.failure, onward=failed.failure.scope is Scope.NEXT_HOP)
             self._judge(known, attempt)
@@ -204,12 +206,20 @@ class Direct:
             if back is not None:
                 attempt.pass_over(waiting, back, onward=False)  # but who may yet pass by another host waits
                 break
+            _note_tested(policy, host, inner.tls)
             next_hop = NextHop(host, host, self._port, _tls_policy(secure), tls_used=inner.tls)
             self._take_over(attempt, told_by, inner, next_hop, envelope.queue_id)
             waiting = [each for each in waiting if _may_go_on(inner, each)]
             if not waiting or now() > last_begin:
                 break
         self._judge(known, attempt)
+
+    async def _policy(self, domain: str, envelope: Envelope, message: StoredMessage) -> Policy | None:
+        if self._policies is None:
+            return None
+        policy = await self._policies.policy(domain)
+        waived = policy is not None and not envelope.requiretls and waives_tls(message.header)
+        return None if waived else policy
 
     def _to_try(
         self, envelope: Envelope, positions: Sequence[int], exchangers: Sequence[Exchanger]
@@ -376,6 +386,11 @@ def _tls_policy(secure: bool) -> str:
 
 def _demands_tls(policy: Policy | None, envelope: Envelope) -> bool:
     return envelope.requiretls or (policy is not None and policy.mode == "enforce")
+
+
+def _note_tested(policy: Policy | None, host: str, tls: str) -> None:
+    if policy is not None and policy.mode == "testing" and tls == "none":
+        maillog.notice(f"{host} got mail in clear: the MTA-STS policy of {policy.domain} is only tested")
 
 
 def _may_go_on(inner: Attempt, position: int) -> bool:

@@ -15,9 +15,9 @@ from pi_relay.delivery import Delivery
 from pi_relay.delivery.mta_sts import Policy
 from pi_relay.delivery.timeouts import Timeouts
 from pi_relay.lifecycle import wholly_relayed
-from pi_relay.model import DeliveryReport, Envelope, HopCondition, Recipient, Scope
+from pi_relay.model import DeliveryReport, Envelope, HopCondition, Recipient, Scope, StoredMessage
 from pi_relay.routes import ways_out
-from tests.delivery.office import SMALL, failure, fates, hop_names, smart_host
+from tests.delivery.office import BODY, HEADER, SMALL, failure, fates, hop_names, smart_host
 from tests.support.certificates import Authority
 from tests.support.dns_server import NSD, DnsServer
 from tests.support.misbehaving_hop import DROP, HANG, MisbehavingHop, Script
@@ -100,8 +100,9 @@ class World:
 
 
 async def send(delivery: Delivery, config: Config, *to: str, **more: object) -> list[DeliveryReport]:
+    message = more.pop("message", SMALL)
     envelope = mail(*to, **more)
-    return [await delivery.deliver(envelope, way, SMALL) for way in ways_out(config, envelope)]
+    return [await delivery.deliver(envelope, way, message) for way in ways_out(config, envelope)]  # type: ignore[arg-type]
 
 
 def mail(*to: str, **more: object) -> Envelope:
@@ -470,10 +471,25 @@ def test_never_less_than_an_enforced_policy_asks(
     assert said.scope is Scope.NEXT_HOP and not said.permanent and said.reply.enhanced_status == "4.7.5"
 
 
-def test_a_policy_that_is_tested_hinders_nothing(world: World, trusted: Authority) -> None:
+def test_a_policy_that_is_tested_hinders_nothing(
+    world: World, trusted: Authority, capfd: pytest.CaptureFixture[str]
+) -> None:
     a = world.hop("a")
     report = deliver_under(world, Announced("testing", "mail.other.example"))
     assert fates(report) == ["relayed"] and len(a.messages) == 1
+    log = capfd.readouterr().err
+    assert "a.hosts.example is none of the mail servers" in log and "a.hosts.example got mail in clear" in log
+
+
+@pytest.mark.parametrize("demands", [False, True])
+def test_a_message_may_waive_the_policy_unless_it_demands_tls(world: World, demands: bool) -> None:
+    """RFC 8689 5."""
+    a, b = world.hop("a"), world.hop("b")
+    message = StoredMessage(b"tls-required:\r\n NO\r\n" + HEADER, BODY)
+    policy = Announced("enforce", "*.hosts.example")
+    report = deliver_under(world, policy, message=message, requiretls=demands)
+    assert ("relayed" in fates(report)) is not demands
+    assert len(a.messages) + len(b.messages) == (not demands)
 
 
 def test_requiretls_is_kept(world: World, trusted: Authority) -> None:
