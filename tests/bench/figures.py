@@ -51,6 +51,7 @@ ROWS = (
         (
             Figure("rate", "relayed /s", Against.TIMES, 1.5, 3),
             Figure("cpu_ms", "CPU ms a message", Against.SHARE, 1 / 2, 1 / 4),
+            Figure("connections", "connections to the smart host, per 1,000", Against.ITSELF, 20, 12),
         ),
     ),
     Row(
@@ -60,6 +61,7 @@ ROWS = (
         (
             Figure("rate", "relayed /s", Against.TIMES, 2, 4),
             Figure("cpu_ms", "CPU ms a message", Against.SHARE, 1 / 3, 1 / 6),
+            Figure("connections", "connections to the smart host, per 1,000", Against.ITSELF, 20, 12),
         ),
     ),
     Row(
@@ -106,8 +108,8 @@ ROWS = (
             Figure("rate", "relayed /s", Against.TIMES, 1, 2),
             Figure("cpu_ms", "CPU ms a message"),
             Figure("pss_mb", "PSS, MB", Against.ITSELF, 40, 30),
-            Figure("queries", "DNS queries a domain", Against.ITSELF, 4, 4),
-            Figure("connections", "connections a message", Against.SHARE, 1, 1 / 2),
+            Figure("queries", "DNS queries a domain (3 questions)", Against.ITSELF, 3, 3),
+            Figure("connections", "connections to MX hosts, per 1,000", Against.SHARE, 1, 1 / 2),
         ),
     ),
     Row(

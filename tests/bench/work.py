@@ -34,6 +34,7 @@ SMALL_BYTES = 2048
 LARGE_BYTES = 25 * MB
 IDLE_CONNECTIONS = 1000
 DOMAINS = 200
+WARMING = 100  # messages before a measurement
 CARD_BYTES = 1 << 30
 COMMIT_INTERVAL_SECONDS = 5  # ext4's: what a message left behind in memory has reached the disk after it
 
@@ -202,7 +203,7 @@ def direct(contestant: Contestant, scale: Scale) -> Measurements:
             "cpu_ms": used / messages * 1000,
             "pss_mb": pss / MB,
             "queries": (_datagrams_sent() - datagrams) / 2 / DOMAINS,
-            "connections": sink.connections() / messages,
+            "connections": sink.connections() / messages * 1000,
         }
 
 
@@ -236,21 +237,24 @@ def sdcard(contestant: Contestant, scale: Scale) -> Measurements:
 
 
 def _relay_small(contestant: Contestant, scale: Scale, *, keep_connections: bool) -> Measurements:
-    with _folder() as folder, SmtpSink(folder) as sink, _running(contestant, folder, sink.port) as system:
-        _warm_up(system, sink)
-        cpu = cpu_seconds(system.pid)
-        took = _load(
-            system,
-            sink,
-            messages=scale.relayed,
-            sessions=20,
-            size_bytes=SMALL_BYTES,
-            keep_connections=keep_connections,
-        )
-        time.sleep(0.5)  # what it still does for them after they have arrived
+    with _folder() as folder, SmtpSink(folder) as sink:
+        with _running(contestant, folder, sink.port) as system:
+            _warm_up(system, sink)
+            cpu = cpu_seconds(system.pid)
+            took = _load(
+                system,
+                sink,
+                messages=scale.relayed,
+                sessions=20,
+                size_bytes=SMALL_BYTES,
+                keep_connections=keep_connections,
+            )
+            time.sleep(0.5)  # what it still does for them after they have arrived
+            used = cpu_seconds(system.pid) - cpu
         return {
             "rate": scale.relayed / took,
-            "cpu_ms": (cpu_seconds(system.pid) - cpu) / scale.relayed * 1000,
+            "cpu_ms": used / scale.relayed * 1000,
+            "connections": sink.connections() / (scale.relayed + WARMING) * 1000,  # all have ended by now
         }
 
 
@@ -277,7 +281,7 @@ def _load(
 
 
 def _warm_up(system: System, sink: SmtpSink) -> None:
-    _load(system, sink, messages=100, sessions=20, size_bytes=SMALL_BYTES)
+    _load(system, sink, messages=WARMING, sessions=20, size_bytes=SMALL_BYTES)
 
 
 def _accept_one_at_a_time(system: System, sink: SmtpSink, messages: int) -> float:
