@@ -161,7 +161,7 @@ our own number.
 - An office's rules: pi-relay alone, the load with connections kept without any and then with domains that may
   be claimed, a default sender, hourly limits and 20 devices.
 - Straight to 200 domains: in a network of its own, with NSD as the DNS server; each domain has an MX host of
-  its own, all of them one smtp-sink at 200 addresses. Ten messages to each domain, twice. DNS queries are half
+  its own, all of them one smtp-sink with 200 addresses. Ten messages to each, twice. DNS queries are half
   of the UDP datagrams there; pi-relay asks for MTA-STS policies, too. Connections are the sink's count.
 - Signed (DKIM): pi-relay alone, the same load without a key and then with an RSA key of 2048 bits.
 - Crowd, attacks: pi-relay alone; the clients are those of `tests/support/attacks.py`, in a process of their
