@@ -334,7 +334,7 @@ class Attempt:
     next_slot_in_seconds: float = 0.0  # 0 or less: this attempt is the one that its slot asked for
     in_flight: frozenset[int] = frozenset()  # positions that another attempt will settle
     own_trouble: frozenset[int] = frozenset()  # positions whose way out is paused by ACCOUNT trouble
-    kept_by: Mapping[int, Reply] = field(default_factory=dict)  # of those whose way out is paused: why
+    kept_by: Mapping[int, Reply] = field(default_factory=dict)  # of those whose way out is in trouble: why
     delay_due: bool = False  # the wait is over that the sender should hear of
     can_carry: Callable[[str], bool] = field(default=lambda _: True)  # a delay report to this address
 
@@ -624,9 +624,9 @@ def _events(
 
 
 def passed_over(state: HopState) -> Reply:
-    """Why a message is not even tried whose next hop is paused: what that said when others were."""
-    words = "the next hop is paused"
-    return Reply(451, "4.4.1", f"{words}: {state.reply}" if state.reply else words)
+    """Why a message is not even tried: what its next hop said when others were, if anything."""
+    words = f"the next hop is in trouble: {state.reply}" if state.reply else "the next hop is paused"
+    return Reply(451, "4.4.1", words)
 
 
 NEVER_TRIED = Reply(451, "4.4.1", "the next hop could not be reached")

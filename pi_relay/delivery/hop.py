@@ -106,9 +106,10 @@ class Hop:
     @property
     def state(self) -> HopState:
         """Whether mail may be tried here now: the trouble it is in, then its pace."""
-        if self.pacing.state is OPEN or self.health.state.condition is HopCondition.PAUSED:
-            return self.health.state
-        return self.pacing.state
+        health, pacing = self.health.state, self.pacing
+        state = health if pacing.state is OPEN or health.condition is HopCondition.PAUSED else pacing.state
+        said = health.reply or pacing.throttled_by
+        return state if state.reply is said else replace(state, reply=said)
 
     def status(self) -> HopStatus:
         assert isinstance(self.health, Health)

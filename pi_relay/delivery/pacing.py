@@ -106,7 +106,7 @@ class Pacing:
         self._recipients_under_way = 0
         self._gap_seconds = 0.0
         self._not_before = 0.0
-        self._throttled_by = ""
+        self.throttled_by: Reply | None = None  # while it is slowed down for that
         self._deaf_until = 0.0  # to throttling replies to what was begun before we slowed down
         self._taken_in_a_row = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -131,7 +131,7 @@ class Pacing:
     @property
     def is_slowed(self) -> bool:
         """By the next hop's own words, or a spent quota: more than the pace of a minute."""
-        return bool(self._throttled_by) or self.state.condition is HopCondition.PAUSED
+        return self.throttled_by is not None or self.state.condition is HopCondition.PAUSED
 
     def spent(self) -> Failure:
         """What an attempt is told that found the quota spent."""
@@ -192,7 +192,7 @@ class Pacing:
         self._not_before = self._deaf_until = now + longer_seconds
         self._taken_in_a_row = 0
         self.connections = max(self.connections // 2, 1)
-        self._throttled_by = str(reply)
+        self.throttled_by = reply
         self._forget_later()
         maillog.paused(next_hop=self.name, reason=f"throttled: {reply}", until=time.time() + longer_seconds)
         self._update()
@@ -200,7 +200,7 @@ class Pacing:
 
     def took(self) -> None:
         """The next hop took a message: what it was spared comes back, step by step."""
-        if not self._throttled_by:
+        if self.throttled_by is None:
             return
         self._gap_seconds /= 2
         if self._gap_seconds < FIRST_GAP_SECONDS / 2:
@@ -228,8 +228,8 @@ class Pacing:
         self._forgetting = loop.call_later(THROTTLING_FORGOTTEN_SECONDS, self.resume)
 
     def _forget(self) -> None:
-        if self._throttled_by:
-            self._throttled_by = ""
+        if self.throttled_by is not None:
+            self.throttled_by = None
             maillog.resumed(next_hop=self.name)
         if self._forgetting is not None:
             self._forgetting.cancel()
@@ -297,7 +297,7 @@ class Pacing:
             until, limit = full
             return HopState(HopCondition.PACED, until_monotonic=until), str(limit)
         if now < self._not_before:
-            words = f"it asked for less: {self._throttled_by}"
+            words = f"it asked for less: {self.throttled_by}"
             return HopState(HopCondition.PACED, until_monotonic=self._not_before), words
         for limit in self._limits:
             under_way = self._recipients_under_way if limit.of_recipients else self._messages_under_way

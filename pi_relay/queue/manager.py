@@ -859,9 +859,9 @@ class Manager:
 
     def _kept_by(self, ways: Iterable[WayOut]) -> dict[int, Reply]:
         return {
-            position: lifecycle.passed_over(self._hop_state(way.via[0]))
+            position: lifecycle.passed_over(state)
             for way in ways
-            if self._is_paused(way.via)
+            if (state := self._hop_state(next(iter(way.via), NOWHERE))).reply or self._is_paused(way.via)
             for position in way.positions
         }
 

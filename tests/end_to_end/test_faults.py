@@ -363,7 +363,7 @@ def test_every_message_has_the_fate_that_is_due_to_it(town: Town, fault: Fault, 
 
 def _was_never_tried(report: email.message.Message) -> bool:
     """Its next hop was paused from the moment it came until its schedule was used up."""
-    return "451 4.4.1 the next hop is paused: " in _words(report)
+    return "451 4.4.1 the next hop is in trouble: " in _words(report)
 
 
 def _names_recipient_and_reason(

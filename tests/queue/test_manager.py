@@ -307,7 +307,7 @@ def test_a_message_that_was_never_tried_is_reported_with_what_its_next_hop_said(
         await bench.advance(3100)
         assert bench.next_hops.tries_of(queue_id) == 0 and queue_id not in bench.store.entries
         (body,) = (body for envelope, _, body in bench.next_hops.messages if queue_id in envelope.queue_id)
-        assert f"the next hop is paused: {DOWN.reply}".encode() in b" ".join(bytes(body).split())
+        assert f"the next hop is in trouble: {DOWN.reply}".encode() in b" ".join(bytes(body).split())
 
     config = office(tmp_path, routes=(Route(via=("office",), recipients=("ann@*",)), Route(via=("isp",))))
     run(scenario, config)

@@ -202,7 +202,7 @@ def test_who_was_never_tried_hears_why_nobody_was() -> None:
     attempt = Attempt(0, NOW, slots_used=6, kept_by={0: passed_over(paused)})
     result = settle(CONFIG, SCHEDULE, message(), attempt, {})
     (recipient,), (event,) = result.envelope.recipients, result.events
-    assert recipient.last_reply == Reply(451, "4.4.1", "the next hop is paused: 421 4.3.2 too busy")
+    assert recipient.last_reply == Reply(451, "4.4.1", "the next hop is in trouble: 421 4.3.2 too busy")
     assert "too busy" in event.reply.text and event.reply.enhanced_status == "4.4.7"
 
 
