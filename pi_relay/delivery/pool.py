@@ -34,6 +34,7 @@ class Pool:
         self._opening = 0
         self._leaving: set[asyncio.Future[None]] = set()
         self._waiters: deque[asyncio.Future[Session | None]] = deque()
+        self._in_doubt = False  # one was refused, and others are being opened: are we one too many, or all?
         self._crowded_at = 0  # connections that it let in before it refused one
         self._crowded_until = 0.0  # of the loop's clock
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -120,33 +121,45 @@ class Pool:
     # ── opening ──────────────────────────────────────────────────────────────────────────────────
 
     def _may_open(self) -> bool:
+        if self._in_doubt:
+            return False
         limit = self._connections_max
         if self._crowded_at and asyncio.get_running_loop().time() < self._crowded_until:
             limit = min(limit, self._crowded_at)
         return len(self._idle) + len(self._busy) + self._opening < limit
 
     async def _open(self) -> Session | None:
-        """None where the other side lets no more in than we have: wait for one of those."""
+        """None where the other side may let in no more than we have or are opening: wait for one of those."""
         self._opening += 1
         try:
             session = await self._open_session()
         except SessionFailed as failed:
             self._opening -= 1
-            others = len(self._idle) + len(self._busy)
-            if others and failed.failure.scope is Scope.NEXT_HOP:
-                self._crowded_at = others
-                self._crowded_until = asyncio.get_running_loop().time() + CROWDED_SECONDS
+            others = len(self._idle) + len(self._busy) + self._opening
+            self._in_doubt = bool(others) and failed.failure.scope is Scope.NEXT_HOP
+            if self._in_doubt:
+                self._settle_doubt()
                 return None
             self.refuse_waiters(failed.failure)
             raise
         except BaseException:
             self._opening -= 1
+            self._settle_doubt()
             self._free_a_place()
             raise
         self._opening -= 1
         self._busy.add(session)
+        self._settle_doubt()
         session.wire.on_idle_end = lambda: self._forget(session)
         return session
+
+    def _settle_doubt(self) -> None:
+        """A refusal is quicker than a greeting or a handshake: wait how many are let in, if any."""
+        if not self._in_doubt or self._opening:
+            return
+        self._in_doubt = False
+        self._crowded_at = len(self._idle) + len(self._busy)
+        self._crowded_until = asyncio.get_running_loop().time() + CROWDED_SECONDS
 
     async def _wait(self) -> Session | None:
         """The session of somebody who needs it no more; None: there may be a place for a new one."""

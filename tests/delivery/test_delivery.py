@@ -81,6 +81,41 @@ def test_where_fewer_connections_are_let_in_mail_waits_for_one_of_those() -> Non
         assert len(hop.messages) == 21
 
 
+@pytest.mark.parametrize("lets_one_in", [True, False])
+def test_who_is_refused_while_another_connection_is_being_opened_waits_what_becomes_of_that(
+    lets_one_in: bool,
+) -> None:
+    """A refusal comes quicker than a greeting, or a handshake: it tells nothing of the hop yet."""
+
+    async def use(office: Office) -> None:
+        reports = await asyncio.gather(*(office.deliver() for _ in range(20)))
+        fate = "relayed" if lets_one_in else "next_hop transient 421"
+        assert all(fates(report) == [fate] for report in reports)
+        assert office.changes == ([] if lets_one_in else [PAUSED])
+
+    words = b"220 hop.example\r\n" if lets_one_in else b"421 4.3.2 not now\r\n"
+    greetings = [Act(words, after_seconds=0.2), "421 4.7.0 too many connections from you"]
+    with MisbehavingHop({"CONNECT": greetings}) as hop:
+        with_office(config(smart_host(hop)), use)
+        assert len(hop.messages) == (20 if lets_one_in else 0)
+        assert len(hop.connections) == 4
+
+
+def test_a_hop_that_refuses_everybody_is_found_out_however_fast_mail_comes() -> None:
+    async def use(office: Office) -> None:
+        attempts = []
+        for _ in range(12):
+            attempts.append(asyncio.ensure_future(office.deliver()))
+            await asyncio.sleep(0.1)
+        for each in attempts:
+            assert fates(await each) == ["next_hop transient 421"]
+        assert office.changes == [PAUSED]
+
+    with MisbehavingHop({"CONNECT": Act(b"421 4.3.2 not now\r\n", after_seconds=0.35)}) as hop:
+        with_office(config(smart_host(hop)), use)
+        assert len(hop.connections) <= 4
+
+
 def test_a_session_is_ended_after_its_share_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "MESSAGES_PER_SESSION_MAX", 2)
 
