@@ -21,7 +21,7 @@ from tests.support import namespaces, other_mtas, postfix
 from tests.support.certificates import Authority
 from tests.support.dns_server import NSD, DnsServer
 from tests.support.misbehaving_hop import MisbehavingHop
-from tests.support.other_mtas import GONE, KNOWN, Mta, exim, opensmtpd
+from tests.support.other_mtas import BEYOND_ASCII, GONE, KNOWN, Mta, exim, opensmtpd
 from tests.support.postfix import Postfix
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
@@ -50,7 +50,7 @@ hostname = "relay.office.example"
 postmaster = "admin@office.example"
 listeners = [{{address = "127.0.0.1:2525"}}]
 submission = {{sender_domains = ["office.example"]}}
-direct = {{dns_servers = ["127.0.0.1"], allow_private = true}}
+direct = {{dns_servers = ["127.0.0.1"], allow_private = true, address_families = ["ipv6", "ipv4"]}}
 routes = [
   {{recipients = ["*@office.example"], via = ["office"]}},
   {{recipients = ["*@hop.example"], via = ["hop"]}},
@@ -58,7 +58,7 @@ routes = [
 ]
 [smart_hosts]
 office = {{host = "127.0.1.1", port = 25, tls = "off"}}
-hop = {{host = "127.0.1.2", port = 25, tls = "{hop_tls}"}}
+hop = {{host = "127.0.1.2", port = 25, {hop}}}
 [queue]
 free_space_min = "16 MB"
 retry_delays = ["1s"]
@@ -66,6 +66,8 @@ delay_warning_after = "0s"
 """
 ZONES = {
     "mx.example": f"@ MX 10 mail\nmail A {ADDRESS}",
+    # One of its families leads nowhere.
+    "dual.example": "@ MX 10 mail\nmail AAAA ::1\nmail A 127.0.1.9",
     "three.example": f"@ MX 10 postfix\n@ MX 20 exim\n@ MX 30 opensmtpd\n"
     f"postfix A 127.0.0.1\nexim A {ADDRESS}\nopensmtpd A 127.0.1.3",
 }
@@ -81,10 +83,12 @@ class Town:
         self._stack = stack
         self.office = stack.enter_context(MisbehavingHop(host="127.0.1.1", port=25))
         stack.enter_context(DnsServer(ZONES, port=53))
-        self.relay = Relay(directory, port=2525, configuration=CONFIGURATION.format(hop_tls="off"))
+        self.relay = Relay(directory, port=2525, configuration=CONFIGURATION.format(hop='tls = "off"'))
         bundle = ssl.get_default_verify_paths().openssl_cafile_env
         self.relay.environment[bundle] = str(authority.certificate)
         stack.enter_context(self.relay)
+        self.secret = directory / "office.password"
+        self.secret.touch(mode=0o600)
 
     def hold(self, server: Server) -> Server:
         return self._stack.enter_context(server)
@@ -258,6 +262,62 @@ def test_greylisting_delays_and_nothing_more(town: Town) -> None:
     assert not town.office.messages
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_limit_of_connections_is_kept_to(town: Town, way: str) -> None:
+    """A 421 to one too many slows us down; it holds nothing up."""
+    mta = town.hold(exim(address=ADDRESS, connections_max=1))
+    for _ in range(30):
+        town.submit(f"ann@{way}")
+    wait_until(lambda: not town.relay.ask("queue", "list"), 20, "an empty queue")
+    told = Counter(line.partition(" ")[0] for line in town.relay.log.read_text().splitlines())
+    assert (told["relayed"], told["deferred"], told["paused"]) == (30, 0, 0)
+    assert 0 < mta.log().count("too many connections") <= 6
+
+
+@pytest.mark.parametrize("make", [exim, opensmtpd])
+def test_smtputf8_goes_where_it_is_understood(town: Town, make: Callable[..., Mta]) -> None:
+    mta = town.hold(make(address=ADDRESS))
+    for way in WAYS:
+        queue_id = town.submit(f"{BEYOND_ASCII}@{way}", mail=["SMTPUTF8"])
+        if make is exim:
+            town.told(queue_id, "relayed", f"{BEYOND_ASCII}@{way}")
+        else:
+            assert "5.6.7" in str(town.told(queue_id, "failed", f"{BEYOND_ASCII}@{way}")["reply"])
+    delivered(mta, len(WAYS) if make is exim else 0)
+
+
+@pytest.mark.parametrize("make", [exim, opensmtpd])
+def test_a_family_that_is_dead_does_not_hide_the_other(town: Town, make: Callable[..., Mta]) -> None:
+    mta = town.hold(make(address="::1"))
+    assert town.told(town.submit("ann@dual.example"), "relayed", "ann@dual.example")["attempt"] == 1
+    delivered(mta, 1)
+
+
+def hop_state(town: Town) -> str:
+    (state,) = {each["state"] for each in town.relay.ask("status")["smart_hosts"] if each["name"] == "hop"}
+    return str(state)
+
+
+@pytest.mark.parametrize("password", ["right", "wrong"])
+def test_exim_wants_a_password(town: Town, authority: Authority, password: str) -> None:
+    leaf = authority.leaf(f"IP:{ADDRESS}")
+    mta = town.hold(exim(address=ADDRESS, tls=leaf, login=("office", "right")))
+    town.secret.write_text(password)
+    town.relay.reload(
+        CONFIGURATION.format(hop='tls = "starttls", username = "office", password_file = "office.password"')
+    )
+    queue_id = town.submit("ann@hop.example")
+    if password == "right":  # noqa: S105
+        town.told(queue_id, "relayed", "ann@hop.example")
+        delivered(mta, 1)
+    else:
+        wait_until(lambda: hop_state(town) == "paused", 20, "the pause")
+        (waiting,) = town.relay.ask("queue", "list")
+        assert waiting["recipients"][0]["status"] == "pending"
+        assert mta.log().count("535 Incorrect authentication data") == 1
+    assert not town.office.messages
+
+
 def shakes_hands(mta: Mta, authority: Authority) -> bool:
     """Whether its TLS is worth anything: that of Debian 12's OpenSMTPD is offered, and breaks off."""
     context = ssl.create_default_context(cafile=str(authority.certificate))
@@ -273,7 +333,7 @@ def shakes_hands(mta: Mta, authority: Authority) -> bool:
 def test_tls_is_used_and_told(town: Town, authority: Authority, make: Callable[..., Mta]) -> None:
     leaf = authority.leaf(f"DNS:mail.mx.example,IP:{ADDRESS}")
     mta = town.hold(make(address=ADDRESS, tls=leaf))
-    town.relay.reload(CONFIGURATION.format(hop_tls="starttls"))
+    town.relay.reload(CONFIGURATION.format(hop='tls = "starttls"'))
     works = shakes_hands(mta, authority)
     ids = [town.submit(f"ann@{way}") for way in WAYS]
     to_mx = town.told(ids[1], "relayed", "ann@mx.example")

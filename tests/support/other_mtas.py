@@ -25,6 +25,7 @@ from tests.support.processes import family, greeting, wait_until
 
 KNOWN = ("ann", "bob", "scans")
 GONE = "eve"  # Exim takes mail for her, and then finds that it cannot deliver it
+BEYOND_ASCII = "änn"  # known to Exim; OpenSMTPD has no SMTPUTF8
 
 _USERS = {"root": 0, "Debian-exim": 64501, "opensmtpd": 64502, "opensmtpq": 64503, "nobody": 65534}
 
@@ -100,7 +101,7 @@ class Mta:
         return [path.read_bytes() for path in self._maildir.joinpath("new").iterdir()]
 
     def log(self) -> str:
-        logs = (self._log, *self._maildir.parent.glob("*log"))
+        logs = (self._log, *self._maildir.parent.glob("mainlog"))
         return "".join(log.read_text(errors="replace") for log in logs)
 
     @property
@@ -134,6 +135,7 @@ class Mta:
                 target = self._folder / "etc" / name
                 target.touch(mode=0o600)
                 target.write_bytes(source.read_bytes())
+                # Exim reads it as its own user; OpenSMTPD as root, and takes it of nobody else.
                 os.chown(target, _USERS[self.user] if self.user == "Debian-exim" else 0, 0)
 
     def _greets(self) -> bool:
@@ -144,7 +146,7 @@ class Mta:
 
 _EXIM = """\
 primary_hostname = exim.office.example
-local_interfaces = {address}
+local_interfaces = <; {address}
 daemon_smtp_ports = {port}
 spool_directory = /srv/spool
 log_file_path = /srv/%slog
@@ -153,6 +155,7 @@ keep_environment =
 {dsn}
 message_size_limit = {size_max}
 recipients_max = {recipients_max}
+{connections}
 # It runs without the set-user-id bit that an installed one has.
 deliver_drop_privilege
 acl_smtp_rcpt = recipient
@@ -160,6 +163,7 @@ acl_smtp_data = accept
 begin acl
 recipient:
 {greylisting}
+{authenticated}
   require message = no such user here
           verify = recipient
   accept
@@ -179,6 +183,13 @@ maildir:
   driver = appendfile
   maildir_format
   directory = /srv/Maildir
+begin authenticators
+plain:
+  driver = plaintext
+  public_name = PLAIN
+  server_prompts = :
+  server_condition = ${{if and{{ {{eq{{$auth2}}{{{username}}}}} {{eq{{$auth3}}{{{password}}}}} }}}}
+  server_advertise_condition = ${{if def:tls_in_cipher}}
 """
 
 
@@ -191,10 +202,14 @@ def exim(
     recipients_max: int = 1000,
     dsn: bool = False,
     greylisting_seconds: int = 0,
+    connections_max: int = 0,
+    login: tuple[str, str] | None = None,
 ) -> Mta:
     """``dsn``: whether it has that extension, which must be asked for.
 
     ``greylisting_seconds``: for how long whoever is new to it gets a 451.
+    ``connections_max``: from one client, 0 for no limit.
+    ``login``: the name and password without which nobody may send, to be said over TLS.
     """
     greylisting = f"""\
   defer message = greylisted
@@ -212,8 +227,12 @@ def exim(
             else "tls_advertise_hosts ="
         ),
         greylisting=greylisting if greylisting_seconds else "",
+        connections=f"smtp_accept_max_per_host = {connections_max}" if connections_max else "",
+        authenticated="  require authenticated = *" if login else "",
+        username=login[0] if login else "",
+        password=login[1] if login else "",
         gone=GONE,
-        known=" : ".join((*KNOWN, GONE)),
+        known=" : ".join((*KNOWN, GONE, BEYOND_ASCII)),
     )
     command = ("/usr/sbin/exim4", "-bdf", "-q1h")
     return Mta(command, "Debian-exim", {"exim4/exim4.conf": text}, address, port, tls)
