@@ -96,3 +96,12 @@ def test_nobody_has_a_password(machine: Machine) -> None:
     effective = machine.run("sshd", "-T", "-C", "user=admin")
     for setting in ("passwordauthentication no", "permitrootlogin no", "kbdinteractiveauthentication no"):
         assert setting in effective
+
+
+def test_only_security_updates_come_by_themselves(machine: Machine) -> None:
+    settings = machine.run("apt-config", "dump", "Unattended-Upgrade::Origins-Pattern")
+    origins = [
+        line.split('"')[1] for line in settings.splitlines() if line.count('"') == 2 and '""' not in line
+    ]
+    assert origins
+    assert all("label=Debian-Security" in each for each in origins)
