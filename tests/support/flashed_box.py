@@ -5,6 +5,9 @@
         box.start()
         box.run("findmnt -no OPTIONS /")
 
+With ``lan="192.168.77.5"`` it hangs on the one cable of the caller's network (``CABLE``; see ``office``), and
+has that address there if a network.txt gives it.
+
 amd64 starts by itself from its disk (BIOS); arm64 is QEMU's board "virt", which no firmware of a
 Pi starts: its kernel and initrd are taken out of the boot partition. The memory is that of a small Pi.
 """
@@ -14,13 +17,29 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.namespaces import own_network
 from tests.support.processes import free_port, greeting, wait_until
 
 BOOT_OFFSET = "4M"
 CARD_BYTES = 2 * 1024**3
+CABLE = "box"
 _ENVIRONMENT = ["env", "MTOOLS_SKIP_CHECK=1"]
+
+
+@contextmanager
+def office(*addresses: str) -> Iterator[None]:
+    """This thread is a PC in a network of its own, with these addresses at its end of the box's cable."""
+    with own_network():
+        for words in (f"tuntap add dev {CABLE} mode tap", f"link set {CABLE} up"):
+            subprocess.run(["ip", *words.split()], check=True, timeout=20)
+        for address in addresses:
+            nodad = ["nodad"] if ":" in address else []
+            subprocess.run(["ip", "address", "add", address, "dev", CABLE, *nodad], check=True, timeout=20)
+        yield
 
 
 def why_not(arch: str) -> str:
@@ -60,9 +79,9 @@ class Card:
 
 
 class FlashedBox(Card):
-    """``mail_port`` and ``tls_port`` of loopback lead to the guest's 587 and 465."""
+    """``mail_port`` and ``tls_port`` of ``host`` (loopback, but on a LAN) lead to the guest's 587 and 465."""
 
-    def __init__(self, image: Path, directory: Path, *, card_bytes: int = CARD_BYTES) -> None:
+    def __init__(self, image: Path, directory: Path, *, card_bytes: int = CARD_BYTES, lan: str = "") -> None:
         super().__init__(directory / "card.img")
         self._directory = directory
         self._arch = "arm64" if "arm64" in image.name else "amd64"
@@ -72,7 +91,11 @@ class FlashedBox(Card):
         self.key = directory / "key"
         if not self.key.exists():
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True)
-        self.mail_port, self.tls_port, self._ssh_port = free_port(), free_port(), free_port()
+        self.host = lan or "127.0.0.1"
+        self._on_lan = bool(lan)
+        self.mail_port, self.tls_port, self._ssh_port = (
+            (587, 465, 22) if lan else (free_port(), free_port(), free_port())
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> FlashedBox:
@@ -110,7 +133,7 @@ class FlashedBox(Card):
         deadline = time.monotonic() + timeout_seconds
         while True:
             result = subprocess.run(
-                [*self._ssh(), command],
+                [*self.ssh(), command],
                 input=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -148,24 +171,29 @@ class FlashedBox(Card):
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(f"QEMU ended:\n{self.console[-3000:]}")
-        if greeting(self.mail_port, 20).startswith(b"220"):
+        if greeting(self.mail_port, 20, host=self.host).startswith(b"220"):
             return True
         time.sleep(0.5)
         return False
 
-    def _ssh(self) -> list[str]:
+    def ssh(self, *more: str, user: str = "admin") -> list[str]:
+        """The command of an SSH client that has the key, with options of its own."""
         quiet = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         options = [f"-o{each}" for each in (*quiet, "ConnectTimeout=30", "BatchMode=yes")]
-        return ["ssh", "-i", str(self.key), "-p", str(self._ssh_port), *options, "admin@127.0.0.1"]
+        return ["ssh", "-i", str(self.key), "-p", str(self._ssh_port), *options, *more, f"{user}@{self.host}"]
+
+    def _network(self) -> str:
+        if self._on_lan:
+            return f"tap,id=n,ifname={CABLE},script=no,downscript=no"
+        ports = ((self.mail_port, 587), (self.tls_port, 465), (self._ssh_port, 22))
+        return "user,id=n" + "".join(f",hostfwd=tcp:127.0.0.1:{ours}-:{theirs}" for ours, theirs in ports)
 
     def _command(self) -> list[str]:
-        ports = ((self.mail_port, 587), (self.tls_port, 465), (self._ssh_port, 22))
-        forwards = "".join(f",hostfwd=tcp:127.0.0.1:{ours}-:{theirs}" for ours, theirs in ports)
         shared = [
             *("-m", "512", "-smp", "2", "-nographic", "-no-reboot", "-monitor", "none", "-serial", "stdio"),
             *("-drive", f"file={self.image},format=raw,if=none,id=card,cache=writethrough"),
             *("-device", "virtio-blk-pci,drive=card"),
-            *("-netdev", f"user,id=n{forwards}", "-device", "virtio-net-pci,netdev=n"),
+            *("-netdev", self._network(), "-device", "virtio-net-pci,netdev=n"),
             *("-device", "virtio-rng-pci"),
         ]
         if self._arch == "amd64":

@@ -510,9 +510,9 @@ def _ssh_lines(places: Places, server: str) -> list[str]:
 
 def greet(places: Places) -> None:
     """The first thing an admin sees."""
-    health = relay_health()
-    print("\n".join(health))
-    print(f"next: {next_step(health)}")
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(["pi-relay", "status"], timeout=30, check=False, stdin=subprocess.DEVNULL)
+    print(f"\nNext: {next_step(relay_health())}\n", flush=True)
 
 
 def next_step(health: list[str]) -> str:
