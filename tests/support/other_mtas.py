@@ -27,6 +27,7 @@ KNOWN = ("ann", "bob", "scans")
 GONE = "eve"  # Exim takes mail for her, and then finds that it cannot deliver it
 BEYOND_ASCII = "änn"  # known to Exim; OpenSMTPD has no SMTPUTF8
 
+_MAILDIR = ("new", "cur", "tmp")
 _USERS = {"root": 0, "Debian-exim": 64501, "opensmtpd": 64502, "opensmtpq": 64503, "nobody": 65534}
 
 # In namespaces of its own: the MTA's /usr over ours, its /etc, and /srv, which is seen from outside too.
@@ -70,13 +71,14 @@ class Mta:
     address: str
     port: int
     tls: Leaf | None
+    key_user: str = "root"  # who reads the key of ``tls``
     _folder: Path = field(init=False)
     _process: subprocess.Popen[bytes] = field(init=False)
 
     def __enter__(self) -> Mta:
         self._folder = Path(tempfile.mkdtemp(prefix="mta-"))
         self._lay_out()
-        with self._log.open("wb") as log:
+        with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "--pid", "--fork", "--kill-child",
                  "sh", "-ec", _START, "start", self._folder, _tree(), *self.command],
@@ -101,42 +103,35 @@ class Mta:
         return [path.read_bytes() for path in self._maildir.joinpath("new").iterdir()]
 
     def log(self) -> str:
-        logs = (self._log, *self._maildir.parent.glob("mainlog"))
-        return "".join(log.read_text(errors="replace") for log in logs)
+        """What it has said; Exim says more in a file."""
+        logs = (self._folder / "log", self._folder / "srv" / "mainlog")
+        return "".join(log.read_text(errors="replace") for log in logs if log.exists())
 
     @property
     def _maildir(self) -> Path:
         return self._folder / "srv" / "Maildir"
 
-    @property
-    def _log(self) -> Path:
-        return self._folder / "log"
-
     def _lay_out(self) -> None:
-        for name in (
-            "root",
-            "etc",
-            "srv",
-            "srv/Maildir",
-            "srv/Maildir/new",
-            "srv/Maildir/cur",
-            "srv/Maildir/tmp",
-        ):
-            (self._folder / name).mkdir(mode=0o755)
-        for folder in (self._maildir.parent, self._maildir, *self._maildir.iterdir()):
+        for name in ("root", "etc", "srv"):
+            (self._folder / name).mkdir()
+        for folder in (self._maildir.parent, self._maildir, *(self._maildir / each for each in _MAILDIR)):
+            folder.mkdir(exist_ok=True)
             os.chown(folder, _USERS[self.user], _USERS[self.user])
         passwd = "".join(f"{name}:x:{number}:{number}::/:/bin/sh\n" for name, number in _USERS.items())
         group = "".join(f"{name}:x:{number}:\n" for name, number in _USERS.items())
         for name, text in {"passwd": passwd, "group": group, **self.files}.items():
-            (self._folder / "etc" / name).parent.mkdir(exist_ok=True)
-            (self._folder / "etc" / name).write_text(text)
+            file = self._folder / "etc" / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
         if self.tls is not None:
-            for source, name in ((self.tls.certificate, "certificate.pem"), (self.tls.key, "key.pem")):
-                target = self._folder / "etc" / name
-                target.touch(mode=0o600)
-                target.write_bytes(source.read_bytes())
-                # Exim reads it as its own user; OpenSMTPD as root, and takes it of nobody else.
-                os.chown(target, _USERS[self.user] if self.user == "Debian-exim" else 0, 0)
+            self._put_certificate(self.tls)
+
+    def _put_certificate(self, leaf: Leaf) -> None:
+        shutil.copy(leaf.certificate, self._folder / "etc" / "certificate.pem")
+        key = self._folder / "etc" / "key.pem"
+        key.touch(mode=0o600)
+        key.write_bytes(leaf.key.read_bytes())
+        os.chown(key, _USERS[self.key_user], 0)
 
     def _greets(self) -> bool:
         if self._process.poll() is not None:
@@ -235,7 +230,8 @@ def exim(
         known=" : ".join((*KNOWN, GONE, BEYOND_ASCII)),
     )
     command = ("/usr/sbin/exim4", "-bdf", "-q1h")
-    return Mta(command, "Debian-exim", {"exim4/exim4.conf": text}, address, port, tls)
+    user = "Debian-exim"
+    return Mta(command, user, {"exim4/exim4.conf": text}, address, port, tls, key_user=user)
 
 
 _OPENSMTPD = """\
