@@ -121,7 +121,7 @@ class Mta:
         group = "".join(f"{name}:x:{number}:\n" for name, number in _USERS.items())
         for name, text in {"passwd": passwd, "group": group, **self.files}.items():
             file = self._folder / "etc" / name
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         if self.tls is not None:
             self._put_certificate(self.tls)
@@ -267,4 +267,6 @@ def opensmtpd(
         known=", ".join(f'"{name}" = "nobody"' for name in KNOWN),
     )
     files = {"smtpd.conf": text, "mailname": "opensmtpd.office.example\n"}
+    if tls is not None:  # since 7 it does not start without those that it could trust
+        files["ssl/certs/ca-certificates.crt"] = tls.certificate.read_text()
     return Mta(("/usr/sbin/smtpd", "-d"), "nobody", files, address, port, tls)
