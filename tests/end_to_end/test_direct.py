@@ -156,6 +156,7 @@ def test_the_sender_is_told_why(town: Town, address: str, status: str) -> None:
 
 
 def test_one_domain_in_trouble_delays_no_other(town: Town) -> None:
+    town.relay.reload(PATIENT)
     waiting = town.submit("x@dead.example", "ann@good.example")
     relayed = town.wait_for(waiting, "relayed")
     assert relayed["to"] == "ann@good.example"
