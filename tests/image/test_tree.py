@@ -105,3 +105,12 @@ def test_only_security_updates_come_by_themselves(machine: Machine) -> None:
     ]
     assert origins
     assert all("label=Debian-Security" in each for each in origins)
+
+
+def test_an_update_whose_packages_cannot_be_kept_is_not_begun(machine: Machine) -> None:
+    scripts = "/usr/lib/pi-relay-box"
+    machine.run("touch", f"{scripts}/update-under-way")
+    said = machine.run("sh", "-c", f"echo /no/such.deb | {scripts}/update-keeps || echo no", check=False)
+    assert said.endswith("no\n")
+    assert "update-under-way" not in machine.run("ls", scripts)
+    assert machine.run("ls", "/var/cache/pi-relay-box") == ""
