@@ -8,8 +8,10 @@
 With ``lan="192.168.77.5"`` it hangs on the one cable of the caller's network (``CABLE``; see ``office``), and
 has that address there if a network.txt gives it.
 
-amd64 starts by itself from its disk (BIOS); arm64 is QEMU's board "virt", which no firmware of a
-Pi starts: its kernel and initrd are taken out of the boot partition. The memory is that of a small Pi.
+amd64 starts by itself from its disk (BIOS). No firmware of a Pi starts QEMU's boards of arm64: kernel,
+initial RAM disk and device tree are taken out of the boot partition. "virt" is what QEMU emulates best, with
+the memory of a small Pi; "raspi3b" is a Pi 3 B with its own card slot and USB, but at the USB another network
+adapter than a real one has.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.namespaces import own_network
@@ -47,6 +50,45 @@ def why_not(arch: str) -> str:
     program = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}[arch]
     missing = [name for name in (program, "mcopy", "ssh", "ssh-keygen") if not shutil.which(name)]
     return f"needs {', '.join(missing)}: scripts/setup --image installs it" if missing else ""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A machine of QEMU's, and by which of its options it gets which files of the boot partition."""
+
+    program: tuple[str, ...]
+    drive: str
+    devices: tuple[str, ...]
+    started_with: Mapping[str, str] = field(default_factory=dict)
+    console: str = ""
+    kernel_options: str = ""
+
+
+_SMALL_PI = ("-m", "512", "-smp", "2", "-serial", "stdio")
+_VIRTIO = (
+    *("-device", "virtio-blk-pci,drive=card", "-device", "virtio-net-pci,netdev=n"),
+    *("-device", "virtio-rng-pci"),
+)
+_KERNEL = {"-kernel": "vmlinuz", "-initrd": "initrd.img"}
+BOARDS = {
+    "pc": Board(("qemu-system-x86_64", "-M", "q35", *_SMALL_PI), "if=none,id=card", _VIRTIO),
+    "virt": Board(
+        ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", *_SMALL_PI),
+        "if=none,id=card",
+        _VIRTIO,
+        _KERNEL,
+        "ttyAMA0",
+    ),
+    "raspi3b": Board(
+        # The first serial port is the one that Bluetooth has.
+        ("qemu-system-aarch64", "-M", "raspi3b", "-serial", "null", "-serial", "stdio"),
+        "if=sd",
+        ("-device", "usb-net,netdev=n"),
+        {**_KERNEL, "-dtb": "bcm2837-rpi-3-b.dtb"},
+        "ttyS1,115200",
+        "systemd.watchdog_sec=0",  # QEMU's watchdog resets the board at the moment when it is armed
+    ),
+}
 
 
 class Card:
@@ -81,10 +123,18 @@ class Card:
 class FlashedBox(Card):
     """``mail_port`` and ``tls_port`` of ``host`` (loopback, but on a LAN) lead to the guest's 587 and 465."""
 
-    def __init__(self, image: Path, directory: Path, *, card_bytes: int = CARD_BYTES, lan: str = "") -> None:
+    def __init__(
+        self,
+        image: Path,
+        directory: Path,
+        *,
+        board: str = "pc",
+        card_bytes: int = CARD_BYTES,
+        lan: str = "",
+    ) -> None:
         super().__init__(directory / "card.img")
         self._directory = directory
-        self._arch = "arm64" if "arm64" in image.name else "amd64"
+        self._board = BOARDS[board]
         subprocess.run(["cp", "--sparse=always", image, self.image], check=True)
         with self.image.open("r+b") as card:
             card.truncate(card_bytes)
@@ -189,22 +239,17 @@ class FlashedBox(Card):
         return "user,id=n" + "".join(f",hostfwd=tcp:127.0.0.1:{ours}-:{theirs}" for ours, theirs in ports)
 
     def _command(self) -> list[str]:
-        shared = [
-            *("-m", "512", "-smp", "2", "-nographic", "-no-reboot", "-monitor", "none", "-serial", "stdio"),
-            *("-drive", f"file={self.image},format=raw,if=none,id=card,cache=writethrough"),
-            *("-device", "virtio-blk-pci,drive=card"),
-            *("-netdev", self._network(), "-device", "virtio-net-pci,netdev=n"),
-            *("-device", "virtio-rng-pci"),
+        board = self._board
+        command = [
+            *(*board.program, "-nographic", "-no-reboot", "-monitor", "none"),
+            *("-drive", f"file={self.image},format=raw,cache=writethrough,{board.drive}"),
+            *("-netdev", self._network(), *board.devices),
         ]
-        if self._arch == "amd64":
-            return ["qemu-system-x86_64", "-M", "q35", *shared]
-        parts = {}
-        for name in ("vmlinuz", "initrd.img"):
-            parts[name] = self._directory / name
-            parts[name].write_bytes(self.read(name) or b"")
-        command_line = (self.read("cmdline.txt") or b"").decode().strip().replace("ttyS1,115200", "ttyAMA0")
-        return [
-            *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", *shared),
-            *("-kernel", str(parts["vmlinuz"]), "-initrd", str(parts["initrd.img"])),
-            *("-append", command_line),
-        ]
+        for option, name in board.started_with.items():
+            part = self._directory / name
+            part.write_bytes(self.read(name) or b"")
+            command += [option, str(part)]
+        if board.started_with:
+            line = (self.read("cmdline.txt") or b"").decode().strip().replace("ttyS1,115200", board.console)
+            command += ["-append", f"{line} {board.kernel_options}"]
+        return command
