@@ -15,6 +15,7 @@ from pathlib import Path
 import dns.message
 import pytest
 
+from pi_relay.submission.policy import LOCAL_BELIEVED_SECONDS
 from tests.support.flashed_box import CABLE, FlashedBox, office
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -48,6 +49,7 @@ def box(image_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
         box.drop("network.txt", f"address = {BOX}/24\ngateway = {ROUTER}\n")
         box.start()
         box.run(f"sudo ip address add {ULA}/64 dev $(ls /sys/class/net | grep -v lo) nodad")
+        time.sleep(LOCAL_BELIEVED_SECONDS)  # then the relay knows of it
         # Somebody has started something on it that listens to everybody.
         box.run("sudo systemd-run --quiet --unit=open python3 -m http.server --bind :: 8080")
         yield box
