@@ -28,7 +28,7 @@ from tests.support.namespaces import own_network
 from tests.support.processes import free_port, greeting, wait_until
 
 BOOT_OFFSET = "4M"
-CARD_BYTES = 2 * 1024**3
+CARD_BYTES = 2 * 1024**3  # QEMU takes a power of two only for a card slot
 CABLE = "box"
 _ENVIRONMENT = ["env", "MTOOLS_SKIP_CHECK=1"]
 
