@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+
+from tests.support.processes import wait_until
 
 
 class SmallDisk:
@@ -26,10 +29,16 @@ class SmallDisk:
             subprocess.run(["umount", "--lazy", str(self.path)], check=True)
 
     def fill(self, leaving_bytes: int = 0) -> None:
+        wait_until(lambda: self._take_all_but(leaving_bytes), 10, "the disk to be filled")
+
+    def _take_all_but(self, leaving_bytes: int) -> bool:
+        """False where somebody else has just taken some of it."""
         state = os.statvfs(self.path)
         free_bytes = state.f_bavail * state.f_frsize
-        with self._ballast.open("ab") as ballast:
+        with self._ballast.open("ab") as ballast, suppress(OSError):
             os.posix_fallocate(ballast.fileno(), ballast.tell(), free_bytes - leaving_bytes)
+            return True
+        return False
 
     def clear(self) -> None:
         self._ballast.unlink()
