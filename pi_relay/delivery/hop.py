@@ -105,7 +105,7 @@ class Hop:
 
     @property
     def state(self) -> HopState:
-        """Whether mail may be tried here now: the trouble it is in, then its pace."""
+        """Whether mail may be tried here now: the trouble it is in, then its pace; and what was said."""
         health, pacing = self.health.state, self.pacing
         state = health if pacing.state is OPEN or health.condition is HopCondition.PAUSED else pacing.state
         said = health.reply or pacing.throttled_by

@@ -858,12 +858,16 @@ class Manager:
         )
 
     def _kept_by(self, ways: Iterable[WayOut]) -> dict[int, Reply]:
+        """Of the positions whose way out is in trouble, paused or not: why they are not tried."""
         return {
-            position: lifecycle.passed_over(state)
+            position: self._passed_over(way)
             for way in ways
-            if (state := self._hop_state(next(iter(way.via), NOWHERE))).reply or self._is_paused(way.via)
+            if way.via and (self._hop_state(way.via[0]).reply or self._is_paused(way.via))
             for position in way.positions
         }
+
+    def _passed_over(self, way: WayOut) -> Reply:
+        return lifecycle.passed_over(self._hop_state(way.via[0]))
 
     def _is_about_to_be_tried(self, record: Record, way: WayOut) -> bool:
         return way.via in record.waits_in and not self._is_paused(way.via)
@@ -1159,7 +1163,7 @@ class Manager:
                     queue_id=envelope.queue_id,
                     to=envelope.recipients[position].forward_path,
                     next_hop=way.via[0],
-                    reply=lifecycle.passed_over(self._hop_state(way.via[0])),
+                    reply=self._passed_over(way),
                     next_attempt_at=at,
                 )
         if envelope.kind is Kind.MAIL:
