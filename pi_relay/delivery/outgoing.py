@@ -1,8 +1,8 @@
 """What one next hop gets of a message: its reverse-path and its header block, derived from the stored ones.
 
 Rules: derived anew for each transaction, never written back; the body stays as it is stored. Where a next hop
-asks for nothing of its own, the stored message goes out as it lies there. What is signed (DKIM) is what
-leaves, so signing comes last.
+asks for nothing of its own, the stored message goes out as it lies there, but for a Date that could not be
+given while the clock was wrong. What is signed (DKIM) is what leaves, so signing comes last.
 It must not know sessions, nor what the other side answers.
 """
 
