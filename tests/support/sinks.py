@@ -29,6 +29,7 @@ class SmtpSink:
         self.port = port or free_port()
         self._host = host
         self._counters = directory / f"smtp-sink-{self.port}.counters"
+        # By itself it lets in 100 at a time: one that is many MX hosts at once bears what they all would.
         self._arguments = ["smtp-sink", "-c", "-m", "1000"]
         if os.geteuid() == 0:
             self._arguments += ["-u", "root"]
